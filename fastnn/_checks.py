@@ -1,0 +1,290 @@
+"""Argument checks and every error message: one home, shared by `fastnn.reference` and the compiled functions.
+
+The compiled functions take exact, contiguous, native float32 and float64 arrays on their own; everything else they
+hand to these functions. So a mistake is answered with the same words whichever of the two was called. Each message
+says what was given and what is accepted.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.exceptions import AxisError
+
+from fastnn._table import BY_NAME, Activation
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_FLOATS = (np.float16, np.float32, np.float64)
+_ACCEPTED = "accepted are float16, float32 and float64 arrays, integers and bools (taken as float64)"
+
+_MUST_BE = {
+    "finite": "finite",
+    "positive": "finite and greater than 0",
+    "nonzero": "finite and not 0",
+    "nonnegative": "finite and at least 0",
+}
+
+
+def as_input(x: Any, name: str = "x") -> Array:
+    """`x` as a base-class ndarray of float16, float32 or float64, copied only where its dtype has to change.
+
+    Byte order, strides and alignment stay what they are. Anything that cannot be a real array is a TypeError.
+    """
+    array = _as_array(x, name, _ACCEPTED)
+    if array.dtype.type in _FLOATS:
+        return array
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    raise TypeError(f"{name} has dtype {array.dtype}; {_ACCEPTED}")
+
+
+def _as_array(x: Any, name: str, accepted: str) -> Array:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; {accepted}; fill it first: x.filled(value)"
+        )
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # ragged nested sequences
+        raise TypeError(f"{name} cannot be made into an array ({error}); {accepted}") from error
+
+
+def result_dtype(*arrays: Array) -> np.dtype[Any]:
+    """The dtype of a result computed from `arrays`: NumPy's promotion, always in native byte order."""
+    return np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which a kernel computes a result of `dtype`; scalar parameters are rounded to it."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:
+    """Raise unless `out` is None or a writeable array of exactly this shape and native dtype."""
+    if out is None:
+        return
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray or None, not {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; give its data: {name}.data")
+    if out.dtype != dtype:
+        if out.dtype.newbyteorder("=") == dtype:
+            raise TypeError(f"{name} is byte-swapped (dtype {out.dtype.str}); the result is in native order, {dtype}")
+        raise TypeError(f"{name} has dtype {out.dtype}, but the result has dtype {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name} has shape {out.shape}, but the result has shape {shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only; give a writeable array")
+
+
+def check_same_shape(dy: Array, saved: Array, name: str = "saved") -> None:
+    """Raise unless `dy` has exactly the shape of the array that the forward pass kept."""
+    if dy.shape != saved.shape:
+        raise ValueError(f"dy has shape {dy.shape}, but {name} has shape {saved.shape}; they must be equal")
+
+
+def real_param(value: Any, name: str, must_be: str = "finite", dtype: np.dtype[Any] | None = None) -> float:
+    """`value` as a float, rounded to the dtype the kernel computes in where one is given.
+
+    `must_be` is "finite", "positive", "nonzero" or "nonnegative", and holds for the rounded number too.
+    """
+    number = _as_real(value, name)
+    rounded = number
+    if dtype is not None and dtype != np.float64:
+        with np.errstate(all="ignore"):
+            rounded = float(dtype.type(number))
+    if not _satisfies(rounded, must_be):
+        where = "" if not _satisfies(number, must_be) else f" in {dtype}, where it is rounded to {rounded}"
+        raise ValueError(f"{name} is {value}{where}; it must be {_MUST_BE[must_be]}")
+    return rounded
+
+
+def _as_real(value: Any, name: str) -> float:
+    if hasattr(value, "__array__") and not isinstance(value, np.ma.MaskedArray):
+        array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in "biuf":
+            return float(array.reshape(-1)[0])
+        raise TypeError(f"{name} must be a real number, not an array of dtype {array.dtype} and shape {array.shape}")
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, not {value!r} of type {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:  # an int or a fraction beyond float64
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _satisfies(number: float, must_be: str) -> bool:
+    if not float("-inf") < number < float("inf"):
+        return False
+    if must_be == "positive":
+        return number > 0
+    if must_be == "nonzero":
+        return number != 0
+    return must_be == "finite" or number >= 0
+
+
+def check_bounds(min_val: float, max_val: float) -> None:
+    """Raise unless min_val <= max_val, as hardtanh needs."""
+    if min_val > max_val:
+        raise ValueError(f"min_val is {min_val} and max_val {max_val}; min_val must not be greater than max_val")
+
+
+def gelu_variant(approximate: Any) -> str:
+    """The row of the table that computes `gelu(x, approximate)`."""
+    if not isinstance(approximate, str):
+        raise TypeError(f'approximate must be the string "none" or "tanh", not {approximate!r}')
+    if approximate == "none":
+        return "gelu"
+    if approximate == "tanh":
+        return "gelu_tanh"
+    raise ValueError(f'approximate is {approximate!r}; it must be "none" or "tanh"')
+
+
+def fused_activation(activation: Any) -> Activation | None:
+    """The row of the activation that a normalization is asked to fuse, or None."""
+    if activation is None:
+        return None
+    if not isinstance(activation, str):
+        raise TypeError(f"activation must be the name of an activation or None, not {activation!r}")
+    names = [row.name for row in BY_NAME.values() if not row.public]
+    if activation not in names:
+        raise ValueError(f"activation is {activation!r}; it must be None or one of {', '.join(names)}")
+    return BY_NAME[activation]
+
+
+def integer_param(value: Any, name: str, at_least: int | None = None) -> int:
+    """`value` as an int: anything that Python takes as an index, bools excepted."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}") from None
+    if at_least is not None and number < at_least:
+        raise ValueError(f"{name} is {number}; it must be at least {at_least}")
+    return number
+
+
+def normalize_axis(axis: Any, ndim: int, name: str = "axis") -> int:
+    """`axis` counted from the front. AxisError where an array of `ndim` dimensions has no such axis."""
+    number = integer_param(axis, name)
+    if not -ndim <= number < ndim:
+        raise AxisError(number, ndim, None if name == "axis" else name)
+    return number + ndim if number < 0 else number
+
+
+def softmax_axis(axis: Any, ndim: int) -> int:
+    """The axis of softmax: a 0-d array counts as a row of one element, so there 0 and -1 are accepted."""
+    return normalize_axis(axis, max(ndim, 1))
+
+
+def check_ndim(x: Array, at_least: int, name: str = "x") -> None:
+    """Raise unless `x` has enough dimensions for a normalization."""
+    if x.ndim < at_least:
+        raise ValueError(f"{name} has {x.ndim} dimensions (shape {x.shape}); at least {at_least} are needed")
+
+
+def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -> None:
+    """Raise unless there is something to take a mean of."""
+    if count == 0:
+        raise ValueError(f"x is empty (shape {shape}): a {what} has no values to take statistics of")
+
+
+def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None) -> Array:
+    """`v` (gamma, mean, ...) as a native, contiguous array of exactly this shape.
+
+    Its own dtype stays, unless one is given.
+    """
+    array = as_input(v, name)
+    wanted = (shape,) if isinstance(shape, int) else shape
+    if array.shape != wanted:
+        raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}, to match x")
+    with np.errstate(all="ignore"):
+        return np.asarray(array, dtype=array.dtype.newbyteorder("=") if dtype is None else dtype, order="C")
+
+
+def as_slope(slope: Any, shape: tuple[int, ...], axis: Any) -> tuple[Array, int]:
+    """prelu's slope and its axis: a 0-d slope goes with every x (axis 0 is returned), a (C,) one along `axis`."""
+    array = as_input(slope, "slope")
+    if array.ndim == 0:
+        integer_param(axis, "axis")
+        return array, 0
+    number = normalize_axis(axis, len(shape))
+    if array.shape != (shape[number],):
+        raise ValueError(
+            f"slope has shape {array.shape}; it must be a scalar or have shape ({shape[number]},), "
+            f"the length of axis {axis} of x, whose shape is {shape}"
+        )
+    return array, number
+
+
+def check_logits(logits: Array) -> None:
+    """Raise unless the logits are a matrix (N, C)."""
+    if logits.ndim != 2:
+        raise ValueError(f"logits has shape {logits.shape}; it must be a matrix (N, C)")
+
+
+def as_labels(labels: Any, samples: int, classes: int) -> Array:
+    """Class labels as a contiguous intp array of shape (samples,), each in 0..classes-1."""
+    accepted = f"accepted are integers of shape ({samples},)"
+    array = _as_array(labels, "labels", accepted)
+    if array.size == 0 and not isinstance(labels, np.ndarray):
+        array = array.astype(np.intp)  # NumPy makes [] a float64 array
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels has dtype {array.dtype}; {accepted}")
+    if array.shape != (samples,):
+        raise ValueError(f"labels has shape {array.shape}; {accepted}, one label a row of logits")
+    bad = (array < 0) | (array >= classes)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(f"labels[{first}] is {array[first]}; a label must be in 0..{classes - 1}")
+    return np.ascontiguousarray(array, dtype=np.intp)
+
+
+def check_pieces(pieces: Any, length: int, axis: int) -> int:
+    """maxout's number of pieces: an integer of at least 1 that divides the length of the axis."""
+    number = integer_param(pieces, "pieces", 1)
+    if length % number:
+        raise ValueError(f"axis {axis} of x has length {length}, which is not a multiple of pieces = {number}")
+    return number
+
+
+def as_which(which: Any, shape: tuple[int, ...], pieces: int) -> Array:
+    """maxout's record of the winning pieces as a contiguous intp array of dy's shape, each in 0..pieces-1."""
+    accepted = f"accepted are integers of dy's shape {shape}"
+    array = _as_array(which, "which", accepted)
+    if array.size == 0 and not isinstance(which, np.ndarray):
+        array = array.astype(np.intp)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"which has dtype {array.dtype}; {accepted}")
+    if array.shape != shape:
+        raise ValueError(f"which has shape {array.shape}; {accepted}")
+    bad = (array < 0) | (array >= pieces)
+    if bad.any():
+        raise ValueError(f"which holds {array[bad][0]}; an index of a piece must be in 0..{pieces - 1}")
+    return np.ascontiguousarray(array, dtype=np.intp)
+
+
+def check_groups(groups: Any, channels: int) -> int:
+    """group_norm's number of groups: an integer of at least 1 that divides the number of channels."""
+    number = integer_param(groups, "groups", 1)
+    if channels % number:
+        raise ValueError(f"groups is {number}, which does not divide the {channels} channels of x")
+    return number
+
+
+def group_axis(axis: Any, ndim: int) -> int:
+    """The channel axis of group_norm and instance_norm, whose first axis is the samples'."""
+    number = normalize_axis(axis, ndim)
+    if number == 0:
+        raise ValueError(f"axis is {axis}, the axis of the samples; the channel axis must be another one")
+    return number
+
+
+def overlaps(a: Array, b: Array) -> bool:
+    """Whether the two arrays may share memory, judged by their bounds."""
+    return np.may_share_memory(a, b)
