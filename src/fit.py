@@ -1,0 +1,171 @@
+"""Regenerate every polynomial coefficient of elementary_f32.h and elementary_f64.h: ``python src/fit.py [name ...]``.
+
+Each fit is a weighted minimax polynomial, found by Lawson's iteration in mpmath. The coefficients are rounded to the
+format one after the other, the most sensitive (lowest) first, and the rest is fitted again after each rounding, so that
+the rounded polynomial is about as good as the ideal one. Printed for each: the largest weighted error of the rounded
+polynomial, in units of the format's half ulp of one, then the coefficients from the constant term up.
+
+Only mpmath is needed. Nothing here runs at build time: the printed constants are pasted into the headers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpmath import cos, erfc, exp, expm1, fabs, fdot, findroot, fsum, log, log1p, lu_solve, matrix, mp, mpf, pi, sqrt
+
+mp.prec = 240
+
+Function = Callable[[mpf], mpf]
+SINGLE, DOUBLE = 24, 53
+LAWSON_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Approximate ``target`` on [low, high] so that |weight * (polynomial - target)| is smallest."""
+
+    target: Function
+    weight: Function
+    low: mpf
+    high: mpf
+    degree: int
+
+
+def rounded(value: mpf, bits: int) -> mpf:
+    """Value to `bits` significant bits, ties to even."""
+    with mp.workprec(bits):
+        return +value
+
+
+def least_squares(rows: list[list[mpf]], targets: list[mpf], weights: list[mpf]) -> list[mpf]:
+    """Coefficients of the columns of `rows` with the smallest weighted sum of squares, by the normal equations."""
+    size = len(rows[0])
+    weighted = [[w * value for value in row] for w, row in zip(weights, rows, strict=True)]
+    system = matrix(size, size)
+    right = matrix(size, 1)
+    for i in range(size):
+        column = [row[i] for row in weighted]
+        right[i] = fdot(column, targets)
+        for j in range(i, size):
+            system[i, j] = system[j, i] = fdot(column, [row[j] for row in rows])
+    return list(lu_solve(system, right))
+
+
+def coefficients(fit: Fit, bits: int) -> tuple[list[mpf], mpf]:
+    """Coefficients in the format, constant term first, and the largest weighted error that is left.
+
+    Lawson's iteration (weights multiplied by the errors) turns least squares into minimax. It needs no alternation
+    theorem, which does not hold once the constant term is fixed.
+    """
+    count = 16 * (fit.degree + 2)
+    grid = [fit.low + (fit.high - fit.low) * (1 - cos(pi * (i + mpf(1) / 2) / count)) / 2 for i in range(count)]
+    targets = [fit.target(x) for x in grid]
+    scales = [fit.weight(x) for x in grid]
+    rows = [[x**power for power in range(fit.degree + 1)] for x in grid]
+
+    def errors(polynomial: list[mpf]) -> list[mpf]:
+        return [fabs(s * (fdot(polynomial, r) - t)) for s, r, t in zip(scales, rows, targets, strict=True)]
+
+    weights = [s * s for s in scales]
+    for _ in range(LAWSON_STEPS):
+        error = errors(least_squares(rows, targets, weights))
+        mean = fsum(error) / count
+        weights = [w * e / mean for w, e in zip(weights, error, strict=True)]
+    fixed: list[mpf] = []
+    for power in range(fit.degree + 1):
+        left = [t - fdot(fixed, row[:power]) for t, row in zip(targets, rows, strict=True)]
+        free = least_squares([row[power:] for row in rows], left, weights)
+        fixed.append(rounded(free[0], bits))
+    return fixed, max(errors(fixed))
+
+
+def c_literal(value: mpf, bits: int) -> str:
+    """The value as a hexadecimal C constant of its type, which no compiler can round."""
+    number = float(value)
+    assert mpf(number) == value
+    mantissa, power = number.hex().split("p")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}p{power}" + ("f" if bits == SINGLE else "")
+
+
+HALF_LN2 = log(mpf(2)) / 2 * (1 + mpf(2) ** -12)  # the reduced argument of exp, rounding of k included
+
+# Tail functions of gelu, for a >= 0. The variable of both polynomials is t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE.
+TAIL_SHIFT = {SINGLE: mpf(4), DOUBLE: mpf(5)}
+TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}
+
+
+def normal_tail(a: mpf) -> mpf:
+    return erfc(a / sqrt(mpf(2))) / 2 * exp(a * a / 2)
+
+
+def gelu_slope_tail(a: mpf) -> mpf:
+    return normal_tail(a) - a / sqrt(2 * pi)
+
+
+def slope_zero() -> mpf:
+    return findroot(gelu_slope_tail, mpf("0.7517915"))
+
+
+def tail_fit(bits: int, target: Function, degree: int) -> Fit:
+    """Relative fit of target(a) as a polynomial in t."""
+    low, high = 1 / (TAIL_END[bits] + TAIL_SHIFT[bits]), 1 / TAIL_SHIFT[bits]
+    centre = tail_centre(bits)
+
+    def of_t(t: mpf) -> mpf:
+        return target(1 / (t + centre) - TAIL_SHIFT[bits])
+
+    return Fit(of_t, lambda t: 1 / of_t(t), low - centre, high - centre, degree)
+
+
+def tail_centre(bits: int) -> mpf:
+    return rounded((1 / (TAIL_END[bits] + TAIL_SHIFT[bits]) + 1 / TAIL_SHIFT[bits]) / 2, 8)
+
+
+def fits(bits: int) -> dict[str, Fit]:
+    zero = slope_zero()
+    degree = lambda single, double: single if bits == SINGLE else double
+    return {
+        # exp(r) = 1 + r + r**2 * exp(r)'s polynomial, error relative to exp(r)
+        "exp": Fit(
+            lambda r: (expm1(r) - r) / r**2 if r else mpf(1) / 2,
+            lambda r: r**2 * exp(-r),
+            -HALF_LN2,
+            HALF_LN2,
+            degree(4, 9),
+        ),
+        # log1p(f) = f - f**2 / 2 + f**3 * polynomial, error relative to log1p(f)
+        "log1p": Fit(
+            lambda f: (log1p(f) - f + f * f / 2) / f**3 if f else mpf(1) / 3,
+            lambda f: f**3 / log1p(f) if f else mpf(0),
+            mpf(-1) / 4,
+            mpf(1) / 2,
+            degree(9, 21),
+        ),
+        # normal_tail(a) = polynomial / (a + TAIL_SHIFT)
+        "normal_tail": tail_fit(bits, lambda a: normal_tail(a) * (a + TAIL_SHIFT[bits]), 9 if bits == SINGLE else 20),
+        # gelu_slope_tail(a) = (zero - a) * polynomial
+        "gelu_slope_tail": tail_fit(bits, lambda a: gelu_slope_tail(a) / (zero - a), 9 if bits == SINGLE else 20),
+    }
+
+
+def main(names: list[str]) -> None:
+    for bits in (SINGLE, DOUBLE):
+        for name, fit in fits(bits).items():
+            if names and name not in names:
+                continue
+            polynomial, error = coefficients(fit, bits)
+            print(f"{name}, {bits} bits, degree {fit.degree}: error {float(error * 2**bits):.4f} units of 2^-{bits}")
+            for value in polynomial:
+                print(f"    {c_literal(value, bits)}")
+        print(f"tail centre {c_literal(tail_centre(bits), bits)}")
+        for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": slope_zero()}.items():
+            high = rounded(value, bits)
+            print(f"{name}: {c_literal(high, bits)} + {c_literal(rounded(value - high, bits), bits)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
