@@ -1,0 +1,59 @@
+"""``python -m fastnn COMMAND``: what the package can do from a shell.
+
+Only the chosen command is imported, so that ``info`` answers where the extras of the others are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# command: the module with add_arguments(parser) and run(args) -> exit code, and the line of --help
+COMMANDS = {
+    "info": ("fastnn.__main__", "print version, instruction sets, threads and build"),
+    "lecture": ("fastnn.lecture.cli", "run the experiments of the lecture on real data and write a report"),
+    "bench": ("fastnn.bench.cli", "measure the kernels against their peers on this machine"),
+    "verify": ("fastnn.bench.verify", "check accuracy and reproducibility of this installation"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``info`` takes no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what ``fastnn.runtime.info()`` knows, one fact a line."""
+    from fastnn import runtime
+
+    facts = dict(runtime.info())
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        print(f"{name:<{width}}  {text}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2 for a wrong command line, 130 after Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m fastnn", description="Fast CPU kernels for neural networks.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    action = None
+    for name, (module_name, help_line) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".")
+        if name == chosen:
+            action = importlib.import_module(module_name)
+            action.add_arguments(command)
+    args = parser.parse_args(words)
+    assert action is not None  # argparse has left with an error where no command was chosen
+    try:
+        return int(action.run(args))
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
