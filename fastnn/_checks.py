@@ -114,7 +114,7 @@ def _as_real(value: Any, name: str) -> float:
     try:
         return float(value)
     except OverflowError:  # an int or a fraction beyond float64
-        return float("inf") if value > 0 else float("-inf")
+        return float("-inf") if value < 0 else float("inf")
 
 
 def _satisfies(number: float, must_be: str) -> bool:
