@@ -29,6 +29,9 @@ class Activation:
     derivative: str
     params: tuple[Param, ...] = ()
     cost: int = 1  # relative cost an element; decides from which size on a second thread pays
+    source: str = ""  # where the function was introduced
+    bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
+    bound64: tuple[float, float] = (2.0, 2.0)  # ... and float64
     public: str = ""  # the public function that reaches this kernel, where its name is another (gelu's variants)
 
     @property
@@ -38,27 +41,65 @@ class Activation:
 
 
 ACTIVATIONS: tuple[Activation, ...] = (
-    Activation("sigmoid", "y", "1 / (1 + exp(-x))", "y * (1 - y)", cost=4),
-    Activation("tanh", "y", "(exp(x) - exp(-x)) / (exp(x) + exp(-x))", "1 - y**2", cost=4),
-    Activation("relu", "y", "max(x, 0)", "1 where y > 0, else 0"),
+    Activation(
+        "sigmoid",
+        "y",
+        "1 / (1 + exp(-x))",
+        "y * (1 - y)",
+        cost=4,
+        source="the logistic function; CS231n, Training Neural Networks I",
+    ),
+    Activation(
+        "tanh",
+        "y",
+        "(exp(x) - exp(-x)) / (exp(x) + exp(-x))",
+        "1 - y**2",
+        cost=4,
+        source="LeCun et al., Efficient BackProp, 1998",
+    ),
+    Activation(
+        "relu",
+        "y",
+        "max(x, 0)",
+        "1 where y > 0, else 0",
+        source="Nair and Hinton, Rectified linear units improve restricted Boltzmann machines, 2010",
+    ),
     Activation(
         "leaky_relu",
         "x",
         "x where x > 0, else negative_slope * x",
         "1 where x > 0, else negative_slope",
         (Param("negative_slope", 0.01),),
+        source="Maas et al., Rectifier nonlinearities improve neural network acoustic models, 2013",
     ),
-    Activation("relu6", "x", "min(max(x, 0), 6)", "1 where 0 < x < 6, else 0"),
+    Activation(
+        "relu6",
+        "x",
+        "min(max(x, 0), 6)",
+        "1 where 0 < x < 6, else 0",
+        source="Krizhevsky, Convolutional deep belief networks on CIFAR-10, 2010",
+    ),
     Activation(
         "hardtanh",
         "x",
         "min(max(x, min_val), max_val)",
         "1 where min_val < x < max_val, else 0",
         (Param("min_val", -1.0), Param("max_val", 1.0)),
+        source="Collobert, Large scale machine learning, 2004; with min_val=0, max_val=1 of alpha*x+beta it is ONNX's HardSigmoid",
     ),
-    Activation("hardsigmoid", "x", "min(max(x + 3, 0), 6) / 6", "1/6 where -3 < x < 3, else 0"),
     Activation(
-        "hardswish", "x", "x * min(max(x + 3, 0), 6) / 6", "0 where x <= -3, 1 where x >= 3, else (2*x + 3) / 6"
+        "hardsigmoid",
+        "x",
+        "min(max(x + 3, 0), 6) / 6",
+        "1/6 where -3 < x < 3, else 0",
+        source="Howard et al., Searching for MobileNetV3, 2019; for ONNX's other constants use hardtanh(alpha*x+beta, 0, 1)",
+    ),
+    Activation(
+        "hardswish",
+        "x",
+        "x * min(max(x + 3, 0), 6) / 6",
+        "0 where x <= -3, 1 where x >= 3, else (2*x + 3) / 6",
+        source="Howard et al., Searching for MobileNetV3, 2019",
     ),
     Activation(
         "elu",
@@ -67,6 +108,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 where x > 0, else alpha * exp(x)",
         (Param("alpha", 1.0),),
         cost=4,
+        source="Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015",
     ),
     Activation(
         "celu",
@@ -75,6 +117,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 where x >= 0, else exp(x / alpha)",
         (Param("alpha", 1.0, "nonzero"),),
         cost=4,
+        source="Barron, Continuously differentiable exponential linear units, 2017",
     ),
     Activation(
         "selu",
@@ -82,8 +125,16 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "scale * (x where x > 0, else alpha * (exp(x) - 1)), alpha = 1.67326..., scale = 1.05070...",
         "scale where x > 0, else scale * alpha * exp(x)",
         cost=4,
+        source="Klambauer et al., Self-normalizing neural networks, 2017; for ONNX's other constants scale elu",
     ),
-    Activation("gelu", "x", "x * Phi(x), Phi the normal distribution function", "Phi(x) + x * phi(x)", cost=8),
+    Activation(
+        "gelu",
+        "x",
+        "x * Phi(x), Phi the normal distribution function",
+        "Phi(x) + x * phi(x)",
+        cost=8,
+        source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
+    ),
     Activation(
         "gelu_tanh",
         "x",
@@ -91,13 +142,40 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "(1 + tanh(u)) / 2 + x / 2 * (1 - tanh(u)**2) * du/dx",
         cost=8,
         public="gelu",
+        source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
     ),
-    Activation("silu", "x", "x / (1 + exp(-x))", "s * (1 + x * (1 - s)), s = sigmoid(x)", cost=4),
     Activation(
-        "mish", "x", "x * tanh(log1p(exp(x)))", "t + x * (1 - t**2) * sigmoid(x), t = tanh(log1p(exp(x)))", cost=6
+        "silu",
+        "x",
+        "x / (1 + exp(-x))",
+        "s * (1 + x * (1 - s)), s = sigmoid(x)",
+        cost=4,
+        source="Elfwing et al., Sigmoid-weighted linear units for neural network function approximation, 2017",
     ),
-    Activation("softsign", "x", "x / (1 + abs(x))", "1 / (1 + abs(x))**2", cost=2),
-    Activation("log_sigmoid", "x", "-log1p(exp(-x))", "1 / (1 + exp(x))", cost=6),
+    Activation(
+        "mish",
+        "x",
+        "x * tanh(log1p(exp(x)))",
+        "t + x * (1 - t**2) * sigmoid(x), t = tanh(log1p(exp(x)))",
+        cost=6,
+        source="Misra, Mish: a self regularized non-monotonic activation function, 2019",
+    ),
+    Activation(
+        "softsign",
+        "x",
+        "x / (1 + abs(x))",
+        "1 / (1 + abs(x))**2",
+        cost=2,
+        source="Bergstra et al., Quadratic polynomials learn better image features, 2009",
+    ),
+    Activation(
+        "log_sigmoid",
+        "x",
+        "-log1p(exp(-x))",
+        "1 / (1 + exp(x))",
+        cost=6,
+        source="the logarithm of the logistic function",
+    ),
     Activation(
         "softplus",
         "x",
@@ -105,6 +183,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 / (1 + exp(-beta * x))",
         (Param("beta", 1.0, "positive"),),
         cost=6,
+        source="Dugas et al., Incorporating second-order functional knowledge for better option pricing, 2000",
     ),
 )
 

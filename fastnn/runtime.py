@@ -1,0 +1,186 @@
+"""Which instruction-set level and how many threads the kernels use, and what this build can do.
+
+Both are chosen once at import and can be changed at any time. The results do not depend on either: levels with a fused
+multiply-add (v3, v4, neon) give the same bits, and so does every number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastnn import _core
+
+__all__ = ["available_isas", "info", "isa", "num_threads", "set_num_threads", "threads", "use_isa"]
+
+
+def isa() -> str:
+    """Name of the instruction-set level in use: "baseline", "v3" or "v4" on x86-64, "neon" on aarch64."""
+    return _core.level_name()
+
+
+def available_isas() -> tuple[str, ...]:
+    """The levels that were built and that this processor runs, slowest first."""
+    return _core.AVAILABLE_LEVELS
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[str]:
+    """Within the block, calls from this thread use the level `name`; ValueError if it is not available here.
+
+    >>> with fastnn.runtime.use_isa("v3"):
+    ...     y = fastnn.sigmoid(x)
+    """
+    former = _core.set_thread_level(name)
+    try:
+        yield name
+    finally:
+        _core.set_thread_level(former)
+
+
+def num_threads() -> int:
+    """The largest number of threads that a call from this thread may use."""
+    return _core.thread_count()
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls use up to n threads, in the whole process. Results are the same bits for every n.
+
+    Small work stays on the calling thread whatever n is. A build without threads accepts n and uses one.
+    """
+    _core.set_process_threads(min(_thread_number(n), _core.MAX_THREADS))
+
+
+@contextmanager
+def threads(n: int) -> Iterator[int]:
+    """Within the block, calls from this thread use up to n threads."""
+    former = _core.set_thread_threads(min(_thread_number(n), _core.MAX_THREADS))
+    try:
+        yield n
+    finally:
+        _core.set_thread_threads(former)
+
+
+def _thread_number(n: Any) -> int:
+    try:
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"number of threads is {n!r}; it must be an integer of at least 1") from None
+    if number < 1:
+        raise ValueError(f"number of threads is {number}; it must be at least 1")
+    return number
+
+
+def info() -> dict[str, Any]:
+    """Version, levels, threads and build of this fastnn, as `python -m fastnn info` prints them."""
+    from fastnn import __version__
+
+    return {
+        "fastnn": __version__,
+        "isa": isa(),
+        "available isas": available_isas(),
+        "built isas": _core.BUILD_LEVELS,
+        "threads": num_threads(),
+        "thread support": "own pool of POSIX threads" if _core.HAS_THREADS else "none: built single-threaded",
+        "compiler": _core.BUILD_COMPILER,
+        "build flags": _core.BUILD_FLAGS,
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _available_processors() -> int:
+    """Processors that this process may use: its affinity, and its cgroup's quota rounded up."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        count = os.cpu_count() or 1
+    return max(1, min(count, _cgroup_quota(), _core.MAX_THREADS))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """The CPU quota of the process's control group, version 2 or 1, in whole processors; a large number if there is none."""
+    try:
+        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return sys.maxsize
+    smallest = math.inf
+    for _, controllers, path in groups:
+        if controllers == "":
+            folder = root / path.strip("/")
+            limits = [_read_words(parent / "cpu.max") for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
+        elif "cpu" in controllers.split(","):
+            folder = root / controllers / path.strip("/")
+            limits = [_read_words(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            limits = [limits[0] + limits[1]]
+        else:
+            continue
+        for words in limits:
+            if len(words) == 2 and words[0] not in ("max", "-1") and float(words[1]) > 0:
+                smallest = min(smallest, math.ceil(float(words[0]) / float(words[1])))
+    return sys.maxsize if smallest == math.inf else int(smallest)
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _choose_level() -> None:
+    best = available_isas()[-1]
+    wanted = os.environ.get("FASTNN_ISA", "")
+    if wanted and wanted not in available_isas():
+        _warn("FASTNN_ISA", wanted, f"available here: {', '.join(available_isas())}", best)
+    _core.set_process_level(wanted if wanted in available_isas() else best)
+
+
+def _choose_threads() -> None:
+    default = _available_processors()
+    # OpenMP's variable may hold a list for nested levels: the first number is the outermost
+    inherited = _positive(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]) or default
+    wanted = os.environ.get("FASTNN_NUM_THREADS", "")
+    number = _positive(wanted)
+    if wanted and number is None:
+        _warn("FASTNN_NUM_THREADS", wanted, "it must be an integer of at least 1", inherited)
+    set_num_threads(number or inherited)
+
+
+def _positive(text: str) -> int | None:
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number >= 1 else None
+
+
+def _warn(variable: str, value: str, accepted: str, used: object) -> None:
+    warnings.warn(
+        f"environment variable {variable} is {value!r}; {accepted}; {used} is used instead", RuntimeWarning, stacklevel=2
+    )
+
+
+_choose_level()
+_choose_threads()

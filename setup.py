@@ -1,0 +1,123 @@
+"""Build the compiled modules: fastnn._core once, and fastnn._level_<name> once for every instruction-set level.
+
+The vector loops (src/levels.pxi) are the same source for every level; only the compiler flags differ. A level whose flags
+the compiler does not know is left out, so an unknown compiler or architecture still gets a working baseline.
+"""
+
+import os
+import runpy
+import shlex
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython import Tempita
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext, customize_compiler, new_compiler
+from setuptools.errors import CompileError, LinkError
+
+SRC = Path("src")
+GENERATED = SRC / "generated"
+
+# Contraction is off and fma explicit, so every level with a hardware fma computes the same bits. Trapping-math and
+# errno are given up, nothing else of IEEE arithmetic is: -ffast-math would also flush subnormals in the whole process.
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-fast-math", "-Wno-unused-function"]
+X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
+X86_V4 = [*X86_V3, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")), "-mprefer-vector-width=512"]
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+LEVELS = {"__x86_64__": {"baseline": [], "v3": X86_V3, "v4": X86_V4}, "__aarch64__": {"neon": []}}
+
+
+def render_templates() -> None:
+    """Write what follows from the table (loops, public functions, row numbers) to src/generated."""
+    rows = runpy.run_path("fastnn/_table.py")["ACTIVATIONS"]
+    GENERATED.mkdir(exist_ok=True)
+    for template in SRC.glob("*.tp"):
+        text = Tempita.Template(template.read_text(), name=str(template)).substitute(rows=rows)
+        write_if_changed(GENERATED / template.stem, text)
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def write_build_info(flags: list[str], levels: dict[str, list[str]], threads: bool) -> None:
+    names = ",".join(levels)
+    shown = shlex.join(flags).replace("\\", "\\\\").replace('"', '\\"')
+    write_if_changed(
+        GENERATED / "build_info.h",
+        f'#define FN_BUILD_FLAGS "{shown}"\n#define FN_BUILD_LEVELS "{names}"\n#define FN_BUILD_THREADS {int(threads)}\n',
+    )
+
+
+class BuildExt(build_ext):
+    """Ask the compiler what it can do, then build the modules side by side."""
+
+    def finalize_options(self) -> None:
+        self.probe = new_compiler()
+        customize_compiler(self.probe)
+        flags = [flag for flag in FLAGS if self.compiles(flags=[flag])]
+        threads = self.compiles("#include <pthread.h>\n#include <stdatomic.h>", "(void)pthread_self();", flags=["-pthread"])
+        if threads:
+            flags += ["-pthread", "-DFN_THREADS"]
+        levels = self.available_levels()
+        write_build_info(flags, levels, threads)
+        modules = {"core": flags} | {f"level_{name}": flags + extra for name, extra in levels.items()}
+        self.distribution.ext_modules = [
+            Extension(
+                f"fastnn._{stem}",
+                [str(SRC / f"{stem}.pyx")],
+                include_dirs=[str(SRC), str(GENERATED), numpy.get_include()],
+                define_macros=[(f"NPY_{name}", "NPY_1_25_API_VERSION") for name in ("NO_DEPRECATED_API", "TARGET_VERSION")],
+                extra_compile_args=extra,
+                extra_link_args=["-pthread"] if threads else [],
+                depends=[str(path) for pattern in ("*.h", "*.p*", "*.tp") for path in SRC.glob(pattern)],
+            )
+            for stem, extra in modules.items()
+        ]
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self) -> None:
+        for module in self.extensions:
+            (translated,) = cythonize(
+                module,
+                build_dir="build/cython",
+                include_path=[str(SRC), str(GENERATED)],
+                compiler_directives=DIRECTIVES,
+            )
+            module.sources = translated.sources
+        super().build_extensions()
+
+    def available_levels(self) -> dict[str, list[str]]:
+        for macro, levels in LEVELS.items():
+            if self.compiles(f"#ifndef {macro}\n#error other architecture\n#endif"):
+                return {name: flags for name, flags in levels.items() if self.compiles(flags=flags)}
+        return {"baseline": []}
+
+    def compiles(self, head: str = "", body: str = "", flags: list[str] | None = None) -> bool:
+        """Whether a small program compiles and links with these flags."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(f"{head}\nint main(void) {{ {body} return 0; }}\n")
+            extra = [*(flags or []), "-Werror"] if self.probe.compiler_type == "unix" else flags
+            try:
+                objects = self.probe.compile([str(source)], output_dir=folder, extra_postargs=extra)
+                self.probe.link_executable(objects, str(Path(folder, "probe")), extra_postargs=flags)
+            except (CompileError, LinkError):
+                return False
+        return True
+
+
+render_templates()
+# The list of modules depends on the compiler, so BuildExt makes it; this entry only says that there are some.
+setup(ext_modules=[Extension("fastnn._core", [str(SRC / "core.pyx")])], cmdclass={"build_ext": BuildExt})

@@ -1,0 +1,21 @@
+"""The compiled boundary of fastnn: it checks arguments, moves data in blocks, and calls the loops of the chosen level.
+
+fastnn.activations, fastnn.normalization and fastnn.runtime publish what is defined here. Read src/README.md for the path
+of a call, and the included files in this order.
+"""
+
+cimport numpy as cnp
+from numpy cimport ndarray, PyArrayObject
+
+import numpy as np
+
+from fastnn import _checks
+
+from kernels cimport *
+
+cnp.import_array()
+
+include "dispatch.pxi"
+include "pipeline.pxi"
+include "boundary.pxi"
+include "activation_functions.pxi"

@@ -1,0 +1,101 @@
+# Which instruction-set level and how many threads a call uses. Both have a default for the process and an override for
+# the calling thread, so `with use_isa(...)` or `with threads(...)` in one thread does not disturb another.
+
+import importlib
+import os
+from cpython.pycapsule cimport PyCapsule_GetPointer
+
+cdef extern from "cpu.h" nogil:
+    bint fn_cpu_runs(const char* level)
+    const char* FN_COMPILER
+    const char* FN_BUILD_FLAGS
+    const char* FN_BUILD_LEVELS
+    bint FN_BUILD_THREADS
+
+cdef extern from "threads.h" nogil:
+    ctypedef void (*fn_task)(void* context, int part) noexcept nogil
+    void fn_parallel(fn_task task, void* context, int parts) noexcept
+    int fn_pool_setup()
+    int FN_MAX_THREADS
+
+cdef extern from *:
+    """
+    static const fn_level *fn_process_level;
+    static _Thread_local const fn_level *fn_thread_level;
+    static int fn_process_threads = 1;
+    static _Thread_local int fn_thread_threads;
+    """
+    const fn_level* fn_process_level
+    const fn_level* fn_thread_level
+    int fn_process_threads
+    int fn_thread_threads
+
+cdef enum:
+    GRAIN = 12000  # nanoseconds of work that pay for handing a part to another thread
+
+BUILD_COMPILER = FN_COMPILER.decode()
+BUILD_FLAGS = FN_BUILD_FLAGS.decode()
+BUILD_LEVELS = tuple(FN_BUILD_LEVELS.decode().split(","))
+HAS_THREADS = bool(FN_BUILD_THREADS)
+MAX_THREADS = FN_MAX_THREADS if FN_BUILD_THREADS else 1
+AVAILABLE_LEVELS = tuple([name for name in BUILD_LEVELS if fn_cpu_runs(name.encode())])
+fn_pool_setup()
+
+
+cdef const fn_level* level_pointer(str name) except NULL:
+    if name not in AVAILABLE_LEVELS:
+        raise ValueError(
+            f"isa {name!r} is not available: this build on this machine runs {', '.join(AVAILABLE_LEVELS)}"
+        )
+    published = importlib.import_module(f"fastnn._level_{name}").PUBLISHED
+    return <const fn_level*> PyCapsule_GetPointer(published, "fastnn.level")
+
+
+def set_process_level(str name):
+    global fn_process_level
+    fn_process_level = level_pointer(name)
+
+
+def set_thread_level(name):
+    """Choose the level for the calling thread (None: the process's) and return the thread's former choice."""
+    global fn_thread_level
+    former = fn_thread_level.name.decode() if fn_thread_level != NULL else None
+    fn_thread_level = level_pointer(name) if name is not None else NULL
+    return former
+
+
+def level_name():
+    return current_level().name.decode()
+
+
+def set_process_threads(int number):
+    global fn_process_threads
+    fn_process_threads = number
+
+
+def set_thread_threads(int number):
+    """Choose the number of threads for calls from the calling thread (0: the process's) and return the former choice."""
+    global fn_thread_threads
+    former = fn_thread_threads
+    fn_thread_threads = number
+    return former
+
+
+def thread_count():
+    return current_threads()
+
+
+cdef inline const fn_level* current_level() noexcept nogil:
+    return fn_thread_level if fn_thread_level != NULL else fn_process_level
+
+
+cdef inline int current_threads() noexcept nogil:
+    return fn_thread_threads if fn_thread_threads else fn_process_threads
+
+
+cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
+    """How many parts a job of this estimated length is worth, at most `most`."""
+    cdef int limit = current_threads()
+    if limit == 1 or nanoseconds < 2 * GRAIN:
+        return 1
+    return <int> min(<double> limit, <double> most, nanoseconds / GRAIN)

@@ -1,0 +1,23 @@
+# What every level_<name>.pyx includes: the vector loops of all families, and the struct that hands them to fastnn._core.
+#
+# Nothing here touches a Python object but the capsule at the end. The file is compiled once for each instruction-set
+# level with the same source and the same arithmetic; see README.md in this folder.
+
+from cpython.pycapsule cimport PyCapsule_New
+
+from kernels cimport *
+
+cdef extern from "transport.h" nogil:
+    void fn_half_to_single(fn_in x, fn_out y, Py_ssize_t n) noexcept
+    void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
+    void fn_stream(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
+
+cdef fn_level level
+level.name = LEVEL_NAME
+level.half_to_single = fn_half_to_single
+level.single_to_half = fn_single_to_half
+level.stream = fn_stream
+
+include "activation_loops.pxi"
+
+PUBLISHED = PyCapsule_New(&level, "fastnn.level", NULL)

@@ -1,0 +1,206 @@
+# The block pipeline: load, compute, store.
+#
+# A plan says where the operands are and which kernel runs. Data goes through the kernel in blocks that fit the L1 cache. For
+# each operand a block is either a pointer into the array (contiguous, aligned, native, of the kernel's dtype) or a staging
+# block that is gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays,
+# half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them.
+
+from libc.string cimport memcpy, memset
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
+
+cdef extern from "transport.h" nogil:
+    ctypedef struct fn_block:
+        char* bytes
+    enum:
+        BLOCK_BYTES "FN_BLOCK_BYTES"
+    void fn_stream_fence() noexcept
+    uint16_t __builtin_bswap16(uint16_t) noexcept
+    uint32_t __builtin_bswap32(uint32_t) noexcept
+    uint64_t __builtin_bswap64(uint64_t) noexcept
+
+ctypedef fused word:
+    uint16_t
+    uint32_t
+    uint64_t
+
+cdef enum:
+    MAX_DIMS = 64  # NumPy's limit
+    MAX_INPUTS = 3
+    CACHE_LINE = 64
+    STREAM_BYTES = 48 << 20  # results from this size on bypass the caches: no last-level cache keeps them
+
+cdef struct Operand:
+    char* data
+    Py_ssize_t strides[MAX_DIMS]
+    int itemsize
+    bint half        # float16: converted to float32 on the way in, from it on the way out
+    bint swapped     # bytes in the other order
+    bint contiguous  # one run from first to last element
+    bint direct      # contiguous, aligned, native and of the kernel's dtype: blocks are pointers into it
+
+cdef struct Plan:
+    const fn_level* level
+    fn_map kernel
+    const double* params
+    int inputs
+    int itemsize           # of the kernel's dtype
+    int ndim
+    Py_ssize_t shape[MAX_DIMS]
+    Py_ssize_t size
+    Py_ssize_t part        # elements a thread takes
+    Operand source[MAX_INPUTS]
+    Operand result
+    bint staged            # the result may not be written before its block has been read
+    bint streamed
+
+
+cdef void move_words(char* dst, Py_ssize_t dst_step, const char* src, Py_ssize_t src_step, Py_ssize_t n, bint swapped,
+                     word example) noexcept nogil:
+    """Copy n words between strided, possibly misaligned places, reversing their bytes where asked."""
+    cdef Py_ssize_t i
+    cdef word value
+    for i in range(n):
+        memcpy(&value, src, sizeof(word))
+        if swapped:
+            if word is uint16_t:
+                value = __builtin_bswap16(value)
+            elif word is uint32_t:
+                value = __builtin_bswap32(value)
+            else:
+                value = __builtin_bswap64(value)
+        memcpy(dst, &value, sizeof(word))
+        src += src_step
+        dst += dst_step
+
+
+cdef void move_run(char* dst, Py_ssize_t dst_step, const char* src, Py_ssize_t src_step, Py_ssize_t n, int itemsize,
+                   bint swapped) noexcept nogil:
+    if not swapped and dst_step == itemsize and src_step == itemsize:
+        memcpy(dst, src, n * itemsize)
+    elif itemsize == 2:
+        move_words[uint16_t](dst, dst_step, src, src_step, n, swapped, 0)
+    elif itemsize == 4:
+        move_words[uint32_t](dst, dst_step, src, src_step, n, swapped, 0)
+    else:
+        move_words[uint64_t](dst, dst_step, src, src_step, n, swapped, 0)
+
+
+cdef void move_block(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block,
+                     bint gather) noexcept nogil:
+    """Copy the n elements from position `start` on (in C order of the plan's shape) to the block, or back."""
+    cdef Py_ssize_t index[MAX_DIMS]
+    cdef Py_ssize_t rest = start, run, step = array.itemsize
+    cdef char* place = array.data
+    cdef int axis, last = plan.ndim - 1
+    if array.contiguous:
+        place += start * step
+        if gather:
+            move_run(block, step, place, step, n, array.itemsize, array.swapped)
+        else:
+            move_run(place, step, block, step, n, array.itemsize, array.swapped)
+        return
+    for axis in range(last, -1, -1):
+        index[axis] = rest % plan.shape[axis]
+        rest //= plan.shape[axis]
+        place += index[axis] * array.strides[axis]
+    while True:
+        run = min(n, plan.shape[last] - index[last])
+        if gather:
+            move_run(block, step, place, array.strides[last], run, array.itemsize, array.swapped)
+        else:
+            move_run(place, array.strides[last], block, step, run, array.itemsize, array.swapped)
+        n -= run
+        if n == 0:
+            return
+        block += run * step
+        place -= index[last] * array.strides[last]
+        index[last] = 0
+        axis = last - 1
+        while True:
+            index[axis] += 1
+            place += array.strides[axis]
+            if index[axis] < plan.shape[axis]:
+                break
+            place -= index[axis] * array.strides[axis]
+            index[axis] = 0
+            axis -= 1
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + FN_LANES - 1) & -FN_LANES
+
+
+cdef const char* load(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block) noexcept nogil:
+    """A pointer to n elements in the kernel's dtype, padded with zeros: into the array itself or to the filled block."""
+    cdef fn_block halves
+    if array.direct and n % FN_LANES == 0:
+        return array.data + start * plan.itemsize
+    if array.half:
+        memset(halves.bytes, 0, padded(n) * 2)
+        move_block(plan, array, start, n, halves.bytes, True)
+        plan.level.half_to_single(halves.bytes, block, padded(n))
+    else:
+        move_block(plan, array, start, n, block, True)
+        memset(block + n * plan.itemsize, 0, (padded(n) - n) * plan.itemsize)
+    return block
+
+
+cdef void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
+    cdef const Operand* array = &plan.result
+    cdef fn_block halves
+    cdef char* place
+    if array.half:
+        plan.level.single_to_half(block, halves.bytes, padded(n))
+        block = halves.bytes
+    if plan.streamed:
+        place = array.data + start * array.itemsize
+        if <uintptr_t> place % CACHE_LINE == 0:
+            plan.level.stream(place, block, n * array.itemsize)
+            return
+    move_block(plan, array, start, n, <char*> block, False)
+
+
+cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    cdef fn_block blocks[MAX_INPUTS + 1]
+    cdef const char* sources[MAX_INPUTS]
+    cdef char* result
+    cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
+    cdef Py_ssize_t beyond
+    cdef bint all_direct = plan.result.direct and not plan.staged and not plan.streamed
+    cdef int i
+    for i in range(plan.inputs):
+        all_direct = all_direct and plan.source[i].direct
+    while start < stop:
+        n = stop - start
+        if all_direct:
+            # nothing to stage but a tail: the kernel runs over all whole vectors at once
+            n = n & -FN_LANES if n >= FN_LANES else n
+        else:
+            n = min(n, most)
+            if plan.streamed:
+                beyond = <uintptr_t> (plan.result.data + start * plan.result.itemsize) % CACHE_LINE
+                if beyond:  # a first short block up to the next cache line, so that all others start on one
+                    n = min(n, (CACHE_LINE - beyond) // plan.result.itemsize)
+        for i in range(plan.inputs):
+            sources[i] = load(plan, &plan.source[i], start, n, blocks[i].bytes)
+        result = blocks[MAX_INPUTS].bytes
+        if plan.result.direct and not plan.staged and not plan.streamed and n % FN_LANES == 0:
+            result = plan.result.data + start * plan.itemsize
+        plan.kernel(sources[0], sources[1 if plan.inputs > 1 else 0], result, padded(n), plan.params)
+        if result == blocks[MAX_INPUTS].bytes:
+            store(plan, start, n, result)
+        start += n
+    if plan.streamed:
+        fn_stream_fence()
+
+
+cdef void run_part(void* context, int part) noexcept nogil:
+    cdef const Plan* plan = <const Plan*> context
+    run_range(plan, part * plan.part, min(plan.size, (part + 1) * plan.part))
+
+
+cdef void run_plan(Plan* plan, double nanoseconds) noexcept nogil:
+    """Run the plan on as many threads as the estimated time is worth; parts begin on whole cache lines of elements."""
+    cdef int parts = parts_for(nanoseconds, plan.size // FN_LANES)
+    plan.part = plan.size if parts == 1 else ((plan.size + parts - 1) // parts + BLOCK_BYTES - 1) & -BLOCK_BYTES
+    fn_parallel(run_part, plan, parts)

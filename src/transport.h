@@ -1,0 +1,89 @@
+/* Block transport that has to be written in C: half precision by bit arithmetic, stores that bypass the caches.
+ *
+ * The conversions use integer operations and exact float operations only, so every level gives the same bits, and the
+ * compiler vectorises them without a half-precision unit. */
+#ifndef FN_TRANSPORT_H
+#define FN_TRANSPORT_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+/* A staging block: three or four of them, the stream of an operand and the stack fit a 32 KB L1 cache. */
+enum { FN_BLOCK_BYTES = 4096 };
+
+typedef struct {
+    char bytes[FN_BLOCK_BYTES] __attribute__((aligned(64)));
+} fn_block;
+
+static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
+{
+    const uint16_t *half = x;
+    uint32_t *bits = y;
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i++) {
+        uint32_t magnitude = (uint32_t)(half[i] & 0x7fff) << 13;
+        float scaled;
+        memcpy(&scaled, &magnitude, 4);
+        scaled *= 0x1p112f; /* moves the exponent's bias; exact for subnormal halves too */
+        uint32_t result;
+        memcpy(&result, &scaled, 4);
+        result |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u; /* infinity and NaN */
+        bits[i] = result | (uint32_t)(half[i] & 0x8000) << 16;
+    }
+}
+
+static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
+{
+    const uint32_t *bits = x;
+    uint16_t *half = y;
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i++) {
+        uint32_t magnitude = bits[i] & 0x7fffffffu;
+        /* normal results: move the bias, round to nearest even; 65520 and above carry into infinity */
+        uint32_t clamped = magnitude < 0x47800000u ? magnitude : 0x47800000u;
+        uint32_t normal = (clamped - 0x38000000u + 0xfffu + (clamped >> 13 & 1u)) >> 13;
+        /* subnormal results: one ulp of 0.5 is the smallest half, so the addition rounds */
+        float small;
+        memcpy(&small, &magnitude, 4);
+        small += 0.5f;
+        uint32_t subnormal;
+        memcpy(&subnormal, &small, 4);
+        subnormal -= 0x3f000000u;
+        uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+        result = magnitude > 0x7f800000u ? 0x7e00u : result;
+        half[i] = (uint16_t)(result | (bits[i] >> 16 & 0x8000u));
+    }
+}
+
+/* dst is aligned to 64 bytes; what is left over after the last whole vector is copied with ordinary stores. */
+static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
+{
+    char *to = dst;
+    const char *from = src;
+    ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 64 <= bytes; i += 64)
+        _mm512_stream_si512((__m512i *)(to + i), _mm512_loadu_si512(from + i));
+#elif defined(__AVX__)
+    for (; i + 32 <= bytes; i += 32)
+        _mm256_stream_si256((__m256i *)(to + i), _mm256_loadu_si256((const __m256i *)(from + i)));
+#elif defined(__SSE2__)
+    for (; i + 16 <= bytes; i += 16)
+        _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+#endif
+    memcpy(to + i, from + i, (size_t)(bytes - i));
+}
+
+/* Streamed stores are weakly ordered: every thread that streamed ends with this, before it reports that it is done. */
+static inline void fn_stream_fence(void)
+{
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+#endif
