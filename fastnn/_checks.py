@@ -26,6 +26,7 @@ _MUST_BE = {
     "positive": "finite and greater than 0",
     "nonzero": "finite and not 0",
     "nonnegative": "finite and at least 0",
+    "share": "in 0..1",
 }
 
 
@@ -51,6 +52,14 @@ def _as_array(x: Any, name: str, accepted: str) -> Array:
         return np.asarray(x)
     except ValueError as error:  # ragged nested sequences
         raise TypeError(f"{name} cannot be made into an array ({error}); {accepted}") from error
+
+
+def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
+    """`dtype` as one of the native float dtypes; anything else is a TypeError."""
+    wanted = np.dtype(dtype)
+    if wanted.type not in _FLOATS:
+        raise TypeError(f"{name} is {wanted}; it must be float16, float32 or float64")
+    return wanted.newbyteorder("=")
 
 
 def result_dtype(*arrays: Array) -> np.dtype[Any]:
@@ -90,7 +99,7 @@ def check_same_shape(dy: Array, saved: Array, name: str = "saved") -> None:
 def real_param(value: Any, name: str, must_be: str = "finite", dtype: np.dtype[Any] | None = None) -> float:
     """`value` as a float, rounded to the dtype the kernel computes in where one is given.
 
-    `must_be` is "finite", "positive", "nonzero" or "nonnegative", and holds for the rounded number too.
+    `must_be` is "finite", "positive", "nonzero", "nonnegative" or "share", and holds for the rounded number too.
     """
     number = _as_real(value, name)
     rounded = number
@@ -124,6 +133,8 @@ def _satisfies(number: float, must_be: str) -> bool:
         return number > 0
     if must_be == "nonzero":
         return number != 0
+    if must_be == "share":
+        return 0 <= number <= 1
     return must_be == "finite" or number >= 0
 
 

@@ -391,7 +391,7 @@ def _gelu(x: Array) -> Array:
     half, density, mills = num.normal_tail(np.abs(x))
     lower = np.maximum(x, -60.0)  # where the function is 0, so that -Inf gives 0
     tail = lower * (mills * density * half) * half  # x * Phi(-|x|)
-    return np.where(x < 0, tail, x - np.where(np.isinf(x), 0.0, tail))
+    return np.where(x < 0, tail, np.where((x == 0) | np.isinf(x), x, x - tail))
 
 
 def _gelu_derivative(x: Array) -> Array:
