@@ -1,0 +1,114 @@
+"""``python -m fastnn bench``: fastnn against every peer that is installed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+
+from fastnn.bench import report
+from fastnn.bench.cases import Case, cases
+from fastnn.bench.console import progress
+from fastnn.bench.peers import PEERS
+from fastnn.bench.runner import Plan, Row, Runner, machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Time fastnn against every installed peer: same arrays, results checked against the float64 reference first, "
+        "interleaved rounds, best of many. Ratios above 1 mean that fastnn is faster; losses are red."
+    )
+    parser.add_argument("--quick", action="store_true", help="a few sizes of everything, in less than a minute")
+    parser.add_argument("--only", action="append", metavar="OP", help="an operation or family; may be repeated")
+    parser.add_argument("--peer", action="append", choices=sorted(PEERS), help="compare with this one; may be repeated")
+    parser.add_argument("--direction", choices=("forward", "backward"), help="only this direction")
+    parser.add_argument("--dtype", action="append", choices=("float16", "float32", "float64"), help="may be repeated")
+    parser.add_argument("--threads", action="append", type=int, metavar="N", help="may be repeated; default: 1 and all")
+    parser.add_argument(
+        "--output",
+        action="append",
+        choices=("out", "fresh", "inplace"),
+        help="where results go: a preallocated array, a fresh one or over the input; default: the first two",
+    )
+    parser.add_argument("--max-elements", type=int, metavar="N", help="leave out larger arrays")
+    parser.add_argument("--budget", type=float, metavar="S", help="seconds for each peer in each cell")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and tables")
+    parser.add_argument(
+        "--load", type=Path, nargs="+", metavar="FILE", help="report saved measurements, measure nothing"
+    )
+
+
+def plan_from(args: argparse.Namespace) -> Plan:
+    selected = cases(
+        quick=args.quick,
+        only=args.only,
+        dtypes=tuple(args.dtype or (("float32",) if args.quick else ("float32", "float64"))),
+        outputs=tuple(args.output or ("out", "fresh")),
+        largest=args.max_elements,
+    )
+    if args.direction:
+        selected = [case for case in selected if case.direction == args.direction]
+    # neighbours share their arrays
+    selected.sort(key=lambda case: (case.op.kind != "map", case.shape if case.op.kind == "map" else (), case.dtype))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = args.threads or ([1] if args.quick or cpus == 1 else [1, cpus])
+    if min(threads) < 1:
+        raise ValueError(f"--threads must be at least 1, not {min(threads)}")
+    budget = args.budget or (0.012 if args.quick else 0.25)
+    return Plan(selected, list(dict.fromkeys(threads)), budget, 12 if args.quick else 40)
+
+
+def choose_peers(args: argparse.Namespace) -> list[str]:
+    if args.peer:
+        return list(dict.fromkeys(args.peer))
+    return [name for name, peer in PEERS.items() if not (args.quick and peer.slow_to_compile)]
+
+
+def _weight(case: Case, plan: Plan) -> float:
+    """Expected work of a cell: the timing budget, plus what preparing and single slow calls of large arrays take."""
+    return plan.budget + 0.02 + case.elements * 1e-8
+
+
+def measure(runner: Runner, plan: Plan) -> list[Row]:
+    rows = []
+    total = sum(_weight(case, plan) for case in plan.cases) * len(plan.threads)
+    with progress("bench", total) as bar:
+        for threads in plan.threads:
+            runner.set_threads(threads)
+            for case in plan.cases:
+                rows.append(runner.measure(case, threads, plan.budget, plan.rounds))
+                bar.advance(_weight(case, plan), f"{case.label}, {threads} threads")
+    return rows
+
+
+def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
+    """Measure or load, report, and return the exit code: 0 also where fastnn loses, 1 where it computes wrongly."""
+    if args.load:
+        rows, about = report.load_json(args.load)
+    else:
+        try:
+            plan = plan_from(args)
+        except ValueError as error:
+            print(f"fastnn bench: {error}", file=sys.stderr)
+            return 2
+        with Runner(choose_peers(args), module) as runner:
+            rows = measure(runner, plan)
+        created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        about = {"machine": machine(), "versions": runner.versions, "missing": runner.missing, "created": created}
+    report.print_tables(rows)
+    report.print_summary(rows, about)
+    if args.json:
+        report.save_json(args.json, rows, about)
+    if args.html:
+        report.save_html(args.html, rows, about)
+    return 1 if any("fastnn" in row.failed for row in rows) else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastnn bench")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))

@@ -1,0 +1,38 @@
+"""What a peer is: something that can do a case's work, imported only when it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastnn.bench.cases import Arrays, Call, Case
+
+
+class Peer:
+    """A library to compare with. A case that it has no good way to do gives None from ``prepare``."""
+
+    name = ""
+    needs = ""  # the distribution to install
+    slow_to_compile = False  # left out of --quick unless asked for
+
+    def load(self) -> str:
+        """Import the library; its version. ImportError or OSError where it is absent."""
+        raise NotImplementedError
+
+    def set_threads(self, count: int) -> None:
+        """Use this many threads from now on."""
+
+    def close(self) -> None:
+        """Undo what ``load`` switched on."""
+
+    def prepare(self, case: Case, data: Arrays) -> Call | None:
+        """The call to time, everything converted, compiled and warmed beforehand."""
+        raise NotImplementedError
+
+
+def out_of(case: Case, data: Arrays) -> Any:
+    """The array to write to, or None where the case asks for a fresh result."""
+    return None if case.output == "fresh" else data["out"]
+
+
+def is_map(case: Case) -> bool:
+    return case.op.kind == "map"

@@ -1,0 +1,248 @@
+"""Fair timing: the same arrays for all, results checked first, interleaved rounds, the minimum of many."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import repeat
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastnn.bench.cases import Arrays, Call, Case, DataCache, Expectation, fastnn_call
+from fastnn.bench.peers import PEERS, Peer
+
+Sampler = Callable[[int], float]
+COPY = "copy"  # pseudo-peer: a non-temporal copy of x to out, the speed limit of the memory
+
+
+@dataclass
+class Row:
+    """The measurement of one cell: seconds a call for fastnn and every peer that could do it."""
+
+    op: str
+    family: str
+    direction: str
+    shape: tuple[int, ...]
+    dtype: str
+    output: str
+    threads: int
+    elements: int
+    nbytes: int
+    times: dict[str, float] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.op, self.direction, self.shape, self.dtype, self.output, self.threads)
+
+    @property
+    def peers(self) -> dict[str, float]:
+        return {name: t for name, t in self.times.items() if name not in ("fastnn", COPY)}
+
+    @property
+    def best_peer(self) -> str | None:
+        return min(self.peers, key=self.peers.__getitem__, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the best peer; below 1 is a loss."""
+        best = self.best_peer
+        return self.times[best] / self.times["fastnn"] if best and "fastnn" in self.times else None
+
+    def against(self, peer: str) -> float | None:
+        if peer in self.times and "fastnn" in self.times:
+            return self.times[peer] / self.times["fastnn"]
+        return None
+
+    @property
+    def memory_bound(self) -> float | None:
+        """Seconds that moving the bytes of this cell takes at the speed of the copy."""
+        if COPY not in self.times:
+            return None
+        return self.times[COPY] * self.nbytes / (2 * self.elements * np.dtype(self.dtype).itemsize)
+
+
+def sampler(call: Call) -> Sampler:
+    """A timing loop with the call written out, so that a call of one element is not hidden behind *args."""
+    names = [f"a{i}" for i in range(len(call.args))]
+    keys = list(call.kwargs)
+    arguments = ", ".join(names + [f"{key}=k{i}" for i, key in enumerate(keys)])
+    bound = ", ".join(["f"] + names + [f"k{i}" for i in range(len(keys))])
+    source = (
+        f"def make({bound}):\n"
+        "    def sample(count):\n"
+        "        start = clock()\n"
+        "        for _ in repeat(None, count):\n"
+        f"            f({arguments})\n"
+        "        return clock() - start\n"
+        "    return sample\n"
+    )
+    space: dict[str, Any] = {"clock": time.perf_counter, "repeat": repeat}
+    exec(source, space)
+    return space["make"](call.function, *call.args, *call.kwargs.values())
+
+
+def interleave(
+    samplers: dict[str, Sampler], budget: float, rounds: int, reset: Callable[[], None] | None = None
+) -> dict[str, float]:
+    """Best time of each, in seconds a call. ``budget`` is what each may spend in all; the slow get fewer rounds."""
+    counts, best, cost = {}, {}, {}
+    for name, sample in samplers.items():
+        if reset:
+            reset()
+        once = min(sample(1), sample(1)) if not reset else sample(1)
+        # enough calls that the clock's resolution and its cost vanish
+        counts[name] = 1 if reset or once > 2e-4 else max(1, int(2e-4 / max(once, 2e-8)))
+        best[name] = once if counts[name] == 1 else float("inf")
+        cost[name] = max(counts[name] * once, 1e-7)
+    spent = dict.fromkeys(samplers, 0.0)
+    for turn in range(rounds):
+        names = [name for name in samplers if turn < 2 or spent[name] + cost[name] <= budget]
+        if not names:
+            break
+        # every round begins with another one, so that nobody always runs after the same neighbour
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if cost[name] > budget and turn >= 1:
+                continue
+            if reset:
+                reset()
+            seconds = samplers[name](counts[name])
+            spent[name] += seconds
+            best[name] = min(best[name], seconds / counts[name])
+    return best
+
+
+@dataclass
+class Plan:
+    """What to run and for how long."""
+
+    cases: list[Case]
+    threads: list[int]
+    budget: float = 0.25  # seconds for each peer in each cell
+    rounds: int = 40
+
+
+class Runner:
+    """Measures cases for fastnn and its peers."""
+
+    def __init__(self, peers: Iterable[str], module: ModuleType | None = None, quick: bool = False) -> None:
+        """``module`` stands in for fastnn in the harness's own tests."""
+        if module is None:
+            import fastnn
+
+            module = fastnn
+        self._module = module
+        self._data = DataCache()
+        self.versions: dict[str, str] = {"fastnn": getattr(module, "__version__", "")}
+        self.missing: dict[str, str] = {}
+        self.peers: list[Peer] = []
+        for name in peers:
+            peer = PEERS[name]()
+            try:
+                self.versions[name] = peer.load()
+                self.peers.append(peer)
+            except Exception as error:  # a broken installation of a peer must not end the run
+                self.missing[name] = f"{type(error).__name__}: {error}"
+
+    def set_threads(self, count: int) -> None:
+        runtime = getattr(self._module, "runtime", None)
+        if runtime is not None:
+            runtime.set_num_threads(count)
+        for peer in self.peers:
+            peer.set_threads(count)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for peer in self.peers:
+            peer.close()
+
+    def measure(self, case: Case, threads: int, budget: float, rounds: int) -> Row:
+        row = Row(
+            case.op.name,
+            case.op.family,
+            case.direction,
+            case.shape,
+            case.dtype,
+            case.output,
+            threads,
+            case.elements,
+            case.nbytes,
+        )
+        data = self._data.arrays(case)
+        expected = Expectation(case, data)
+        reset = self._reset(case, data)
+        samplers: dict[str, Sampler] = {}
+        calls: list[Call] = []  # keeps what the timing loops use alive
+        for name, prepare in self._contestants(case, data):
+            try:
+                call = prepare()
+                if call is None:
+                    continue
+                if reset:
+                    reset()
+                error = expected.error(call.collect(call.function(*call.args, **call.kwargs)))
+            except Exception as problem:
+                row.failed[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+                continue
+            if error:
+                row.failed[name] = f"wrong result: {error}"
+                continue
+            calls.append(call)
+            samplers[name] = sampler(call)
+            if call.fresh and case.output == "out":
+                row.fresh.append(name)
+        copy = self._copy(case, data)
+        if copy:
+            samplers[COPY] = sampler(copy)
+        row.times = interleave(samplers, budget, rounds, reset)
+        return row
+
+    def _contestants(self, case: Case, data: Arrays) -> list[tuple[str, Callable[[], Call | None]]]:
+        ours: list[tuple[str, Callable[[], Call | None]]] = [("fastnn", lambda: fastnn_call(self._module, case, data))]
+        return ours + [(peer.name, lambda peer=peer: peer.prepare(case, data)) for peer in self.peers]
+
+    def _reset(self, case: Case, data: Arrays) -> Callable[[], None] | None:
+        """In-place calls change their input: repeated ones would drift into constants or subnormals."""
+        if case.output != "inplace":
+            return None
+        target, original = data["out"], data["out"].copy()
+        return lambda: np.copyto(target, original)
+
+    def _copy(self, case: Case, data: Arrays) -> Call | None:
+        core = getattr(self._module, "_core", None)
+        copy = getattr(core, "stream_copy", None)
+        out = data.get("out")
+        if copy is None or out is None or case.output != "out" or out.shape != data["x"].shape:
+            return None
+        return Call(copy, (data["x"], out))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    info: dict[str, Any] = {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    try:
+        with open("/proc/cpuinfo") as lines:
+            info["cpu"] = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        info["cpu"] = platform.processor()
+    info["numpy"] = np.__version__
+    return info
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    return asdict(row)
+
+
+def row_from_json(value: dict[str, Any]) -> Row:
+    return Row(**{**value, "shape": tuple(value["shape"])})

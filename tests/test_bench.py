@@ -1,0 +1,188 @@
+"""The benchmark harness: complete, fair in what it compares, and robust against broken peers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastnn.reference as reference
+from fastnn._table import ACTIVATIONS
+from fastnn.bench import cli, report
+from fastnn.bench.cases import BY_NAME, OPS, Call, Case, DataCache, Expectation, cases, fastnn_call, shape_label
+from fastnn.bench.peers import PEERS
+from fastnn.bench.runner import Row, Runner, interleave, sampler
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("family", ["activations", "normalization"])
+def test_every_public_kernel_has_a_case(family: str) -> None:
+    module = pytest.importorskip(f"fastnn.reference.{family}")
+    functions = {name for name, value in vars(module).items() if callable(value) and not isinstance(value, type)}
+    public = {name for name in functions if hasattr(reference, name) and not name.startswith("_")}
+    covered = {name for op in OPS for name in (op.forward, op.backward) if name}
+    assert public
+    assert public <= covered, f"add a row to fastnn/bench/cases.py for {sorted(public - covered)}"
+
+
+def test_every_row_of_the_table_has_a_case() -> None:
+    assert {row.name for row in ACTIVATIONS} <= set(BY_NAME)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_small_cases_agree_with_the_reference(op: Any) -> None:
+    """Every case can be set up and called; NumPy's idiom, where there is one, gives the same result."""
+    if not hasattr(reference, op.forward):
+        pytest.skip("not in the reference")
+    shape = min(op.shapes, key=np.prod)
+    for direction in op.directions:
+        case = Case(op, direction, shape, "float64")
+        data = DataCache().arrays(case)
+        expected = Expectation(case, data)
+        call = fastnn_call(reference, case, data)
+        assert expected.error(call.collect(call.function(*call.args, **call.kwargs))) == ""
+        idiom = PEERS["numpy"]().prepare(case, data)
+        if idiom is not None:
+            assert expected.error(idiom.collect(idiom.function(*idiom.args, **idiom.kwargs))) == ""
+
+
+def test_wrong_results_and_crashes_are_reported_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(case: Case, data: dict[str, Any]) -> Call:
+        return Call(lambda: data["x"] + 1)
+
+    def crash(case: Case, data: dict[str, Any]) -> Call:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(PEERS["numpy"], "load", lambda self: "1")
+    monkeypatch.setattr(PEERS["scipy"], "load", lambda self: "1")
+    with Runner(["numpy", "scipy"], reference) as runner:
+        monkeypatch.setattr(runner.peers[0], "prepare", wrong)
+        monkeypatch.setattr(runner.peers[1], "prepare", crash)
+        row = runner.measure(Case(BY_NAME["tanh"], "forward", (1000,), "float32"), 1, 0.001, 2)
+    assert set(row.times) == {"fastnn"}
+    assert "wrong result" in row.failed["numpy"]
+    assert row.failed["scipy"] == "RuntimeError: no such luck"
+
+
+def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(self: object) -> str:
+        raise ImportError("not installed here")
+
+    monkeypatch.setattr(PEERS["scipy"], "load", absent)
+    runner = Runner(["numpy", "scipy"], reference)
+    assert [peer.name for peer in runner.peers] == ["numpy"]
+    assert "not installed here" in runner.missing["scipy"]
+
+
+def test_interleave_takes_the_minimum_and_spares_the_slow() -> None:
+    calls = {"fast": 0, "slow": 0}
+
+    def sample(name: str, seconds: float) -> Any:
+        def run(count: int) -> float:
+            calls[name] += 1
+            return seconds * count
+
+        return run
+
+    best = interleave({"fast": sample("fast", 1e-3), "slow": sample("slow", 10.0)}, budget=0.1, rounds=20)
+    assert best == {"fast": pytest.approx(1e-3), "slow": pytest.approx(10.0)}
+    assert calls["fast"] >= 20
+    assert calls["slow"] <= 4
+
+
+def test_in_place_data_is_reset_before_each_sample() -> None:
+    x = np.full(8, 2.0)
+    seen = []
+
+    def halve(x: np.ndarray, out: np.ndarray) -> None:
+        seen.append(float(x[0]))
+        np.multiply(x, 0.5, out=out)
+
+    interleave({"halve": sampler(Call(halve, (x,), {"out": x}))}, 0.01, 5, reset=lambda: x.fill(2.0))
+    assert set(seen) == {2.0}
+
+
+def test_cases_can_be_chosen() -> None:
+    names = {case.op.name for case in cases(only=["gelu"])}
+    assert names == {"gelu", "gelu_tanh"}
+    assert {case.output for case in cases(outputs=("inplace",))} == {"inplace"}
+    with pytest.raises(ValueError, match="no benchmark is called swish"):
+        cases(only=["swish"])
+    assert [shape_label(shape) for shape in ((1000,), (65536,), (4 << 20,), (3, 4))] == ["1000", "64Ki", "4Mi", "3x4"]
+
+
+def row(op: str, shape: tuple[int, ...], ours: float, theirs: float) -> Row:
+    times = {"fastnn": ours, "torch": theirs, "numpy": 3 * theirs, "copy": ours / 2}
+    elements = int(np.prod(shape))
+    return Row(op, "activations", "forward", shape, "float32", "out", 1, elements, 8 * elements, times)
+
+
+def test_summary_counts_losses_and_finds_the_worst() -> None:
+    result = report.summary([row("relu", (1,), 1.0, 2.0), row("tanh", (1000,), 1.0, 0.5)])
+    assert result["losses"] == 1
+    assert result["worst"][0].op == "tanh"
+    assert result["best peer"] == pytest.approx(1.0)
+    assert result["peers"] == {"torch": pytest.approx(1.0), "numpy": pytest.approx(3.0)}
+
+
+def test_json_round_trip_and_html_is_self_contained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("relu", (1000,), 1e-6, 2e-6), row("relu", (4000,), 2e-6, 1e-6), row("softmax", (4, 10), 1e-6, 2e-6)]
+    about = {"machine": {"cpu": "<unknown> & co"}, "versions": {"fastnn": "0"}, "missing": {}}
+    report.save_json(tmp_path / "a.json", rows, about)
+    loaded, _ = report.load_json([tmp_path / "a.json"])
+    assert loaded == rows
+    assert cli.run(arguments("--load", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"))) == 0
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<svg") == 3  # a plot, and a roofline for each of the two tables
+    assert "http" not in page
+    assert "src=" not in page
+    assert "&lt;unknown&gt; &amp; co" in page
+    assert "class='loss'" in page
+    assert "softmax forward" in capsys.readouterr().out
+
+
+def test_quick_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--quick", "--only", "relu", "--only", "softmax", "--peer", "numpy", "--max-elements", "20000")
+    assert cli.run(arguments(*words, "--json", str(tmp_path / "out.json")), reference) == 0
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert {value["op"] for value in saved["rows"]} == {"relu", "softmax"}
+    assert all(not value["failed"] and {"fastnn", "numpy"} <= set(value["times"]) for value in saved["rows"])
+    assert "Geometric mean" in capsys.readouterr().out
+
+
+def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    console = importlib.import_module("fastnn.bench.console")
+    monkeypatch.setattr(console, "HAVE_RICH", False)
+    console.print_table("title", ["op", "ratio"], [["relu", "[red]0.50[/red]"]], "note")
+    assert capsys.readouterr().out.split("\n")[1:4] == ["title", "op    ratio", "relu  !0.50"]
+    with console.progress("bench", 2) as bar:
+        bar.advance(1, "relu")
+        bar.advance(1, "tanh")
+    assert "100 %" in capsys.readouterr().err
+
+
+def test_bad_arguments() -> None:
+    assert cli.run(arguments("--only", "swish"), reference) == 2
+    assert cli.run(arguments("--threads", "0"), reference) == 2
+
+
+@pytest.mark.filterwarnings("default")  # peers may warn about themselves
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_installed_peers_agree_on_a_quick_case(name: str) -> None:
+    with Runner([name], reference) as runner:
+        if runner.missing:
+            pytest.skip(runner.missing[name])
+        runner.set_threads(1)
+        for direction in ("forward", "backward"):
+            measured = runner.measure(Case(BY_NAME["sigmoid"], direction, (1000,), "float32"), 1, 0.001, 2)
+            assert not measured.failed
