@@ -1,121 +1,256 @@
-# The scalar pairs, one for each row of fastnn/_table.py. First version: double arithmetic through libm for both dtypes.
+# The scalar pairs, one for each row of fastnn/_table.py: the function, and right below it its backward.
+#
+# They run inside vector loops, so there are no branches (select evaluates both sides), and every literal is typed: an
+# untyped one would compute in double. Arguments and results of `exp_parts` are explained in elementary_f32.h.
 
-from libc.math cimport erfc, exp, expm1, log1p, tanh as libm_tanh, fabs
+from elementary cimport (
+    real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
+    quotient, remainder, scale, select, two_prod, two_sum, upper_of, tanh as elementary_tanh,
+)
 
-ctypedef fused real:
-    float
-    double
+# dy times the derivative d, which is a number: NaN in saved gives NaN, and dy does not count where d is exactly 0.
+cdef inline real selected(real dy, real saved, real d) noexcept nogil:
+    return select(saved == saved, select(d == <real> 0, <real> 0, dy * d), saved)
 
-cdef inline double logistic(double x) noexcept nogil:
-    return 1.0 / (1.0 + exp(-x)) if x > 0 else exp(x) / (1.0 + exp(x))
+# 1 / (1 + e^-(x + x_lo)) * factor, scaled last, so that it is right where the logistic function itself underflows.
+cdef inline real logistic(real x, real x_lo, real factor) noexcept nogil:
+    cdef real lo, k, d, d_lo, q, e, hi
+    hi = exp_parts2(-absolute(x), select(x < <real> 0, x_lo, -x_lo), &lo, &k)
+    hi = fast_two_sum(hi, lo, &lo)
+    d = fast_two_sum(<real> 1, scale(hi, k), &d_lo)
+    d_lo += scale(lo, k)
+    q = quotient(select(x < <real> 0, hi, <real> 1), select(x < <real> 0, lo, <real> 0), d, d_lo)
+    return scale(q * factor, select(x < <real> 0, k, <real> 0))
 
+# 1 / (1 + e^-x)
 cdef inline real sigmoid(real x) noexcept nogil:
-    return <real> logistic(x)
+    return logistic(x, <real> 0, <real> 1)
 
 cdef inline real sigmoid_backward(real dy, real y) noexcept nogil:
     return dy * (y * (<real> 1 - y))
 
 cdef inline real tanh(real x) noexcept nogil:
-    return <real> libm_tanh(x)
+    return elementary_tanh(x)
 
 cdef inline real tanh_backward(real dy, real y) noexcept nogil:
-    return dy * (<real> 1 - y * y)
+    return dy * remainder(y, y, <real> 1)
 
+# max(x, 0)
 cdef inline real relu(real x) noexcept nogil:
-    return <real> 0 if x < <real> 0 else x
+    return upper_of(x, <real> 0)
 
-cdef inline real relu_backward(real dy, real y) noexcept nogil:
-    return dy if y > <real> 0 else (y if y != y else <real> 0)
+cdef inline real relu_backward(real dy, real saved) noexcept nogil:
+    return select(saved <= <real> 0, <real> 0, select(saved > <real> 0, dy, saved))
 
+# x where x > 0, else negative_slope * x; a slope of 0 makes it relu, at -inf too.
 cdef inline real leaky_relu(real x, real negative_slope) noexcept nogil:
-    return x if x > <real> 0 else x * negative_slope
+    return select(x > <real> 0, x, select(negative_slope == <real> 0, lower_of(x, <real> 0) - x, x * negative_slope))
 
 cdef inline real leaky_relu_backward(real dy, real x, real negative_slope) noexcept nogil:
-    return dy if x > <real> 0 else dy * negative_slope + (x - x)
+    return select(x > <real> 0, dy, selected(dy, x, negative_slope))
 
+# min(max(x, 0), 6)
 cdef inline real relu6(real x) noexcept nogil:
-    return hardtanh(x, 0, 6)
+    return hardtanh(x, <real> 0, <real> 6)
 
 cdef inline real relu6_backward(real dy, real x) noexcept nogil:
-    return hardtanh_backward(dy, x, 0, 6)
+    return hardtanh_backward(dy, x, <real> 0, <real> 6)
 
-cdef inline real hardtanh(real x, real low, real high) noexcept nogil:
-    return low if x < low else (high if x > high else x)
+# min(max(x, min_val), max_val)
+cdef inline real hardtanh(real x, real min_val, real max_val) noexcept nogil:
+    return lower_of(upper_of(x, min_val), max_val)
 
-cdef inline real hardtanh_backward(real dy, real x, real low, real high) noexcept nogil:
-    return x if x != x else (dy if low < x and x < high else <real> 0)
+cdef inline real hardtanh_backward(real dy, real x, real min_val, real max_val) noexcept nogil:
+    return select((x <= min_val) | (x >= max_val), <real> 0, select(x == x, dy, x))
 
+# min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and 1/6 has a second word.
 cdef inline real hardsigmoid(real x) noexcept nogil:
-    return <real> (<double> 0 if x < -3 else (<double> 1 if x > 3 else (<double> x + 3) / 6))
+    cdef real s, s_lo, lo
+    s = sixth(x, &lo)
+    return s + lo
 
 cdef inline real hardsigmoid_backward(real dy, real x) noexcept nogil:
-    return x if x != x else (dy / 6 if -3 < x and x < 3 else <real> 0)
+    return hardtanh_backward(dy / <real> 6, x, <real> -3, <real> 3)
 
+cdef inline real sixth(real x, real* lo) noexcept nogil:
+    cdef real s, s_lo, q
+    s = two_sum(lower_of(upper_of(x, <real> -3), <real> 3), <real> 3, &s_lo)
+    q = s * <real> 0.16666666666666666
+    lo[0] = (remainder(q, <real> 6, s) + s_lo) * <real> 0.16666666666666666
+    return q
+
+# x * min(max(x + 3, 0), 6) / 6
 cdef inline real hardswish(real x) noexcept nogil:
-    return <real> (<double> 0 if x < -3 else (<double> x if x > 3 else <double> x * ((<double> x + 3) / 6)))
+    cdef real s, lo
+    s = sixth(x, &lo)
+    return select(x <= <real> -3, <real> 0, select(x >= <real> 3, x, fma(x, s, x * lo)))
 
+# The derivative (2 x + 3) / 6 has its zero at -3/2, near which 2 x + 3 is exact.
 cdef inline real hardswish_backward(real dy, real x) noexcept nogil:
-    return <real> 0 if x <= -3 else (dy if x >= 3 else dy * <real> ((2 * <double> x + 3) / 6))
+    return select(x <= <real> -3, <real> 0, select(x >= <real> 3, dy, dy * ((x + x + <real> 3) / <real> 6)))
 
+# x where x > 0, else alpha * (e^x - 1)
 cdef inline real elu(real x, real alpha) noexcept nogil:
-    return x if x > 0 else <real> (alpha * expm1(x))
+    return select(x > <real> 0, x, alpha * expm1(lower_of(x, <real> 0)))
 
 cdef inline real elu_backward(real dy, real x, real alpha) noexcept nogil:
-    return dy if x > 0 else dy * <real> (alpha * exp(x))
+    cdef real hi, lo, k
+    hi = exp_parts(lower_of(x, <real> 0), &lo, &k)
+    return dy * select(x > <real> 0, <real> 1, scale(alpha * (hi + lo), k))
 
+# x / alpha and its rounding error
+cdef inline real ratio(real x, real alpha, real* lo) noexcept nogil:
+    cdef real q = x / alpha
+    lo[0] = remainder(q, alpha, x) / alpha
+    return q
+
+# x where x > 0, else alpha * (e^(x / alpha) - 1). A negative alpha makes x / alpha grow, and the exponential with it.
 cdef inline real celu(real x, real alpha) noexcept nogil:
-    return x if x > 0 else <real> (alpha * expm1(<double> x / alpha))
+    cdef real q, q_lo, hi, lo, k, small, large
+    q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
+    small = expm1(lower_of(q, <real> 44))
+    small = alpha * (small + select(q < <real> 44, (small + <real> 1) * q_lo, <real> 0))
+    hi = exp_parts2(q, q_lo, &lo, &k)
+    large = scale(alpha * (hi + lo), k)
+    return select(x > <real> 0, x, select(absolute(q) < <real> 2**-60, x, select(q < <real> 44, small, large)))
 
 cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
-    return dy if x >= 0 else dy * <real> exp(<double> x / alpha)
+    cdef real q, q_lo, hi, lo, k
+    q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
+    hi = exp_parts2(q, q_lo, &lo, &k)
+    return select(x >= <real> 0, dy, dy * scale(hi + lo, k))
 
+# scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805
 cdef inline real selu(real x) noexcept nogil:
-    return <real> (1.0507009873554805 * (<double> x if x > 0 else 1.6732632423543772 * expm1(x)))
+    return select(x > <real> 0, x * <real> 1.0507009873554805, expm1(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
 
 cdef inline real selu_backward(real dy, real x) noexcept nogil:
-    return dy * <real> (1.0507009873554805 * (<double> 1 if x > 0 else 1.6732632423543772 * exp(x)))
+    return dy * select(x > <real> 0, <real> 1.0507009873554805, exp(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
 
+# e^(-a^2 / 2) in parts, a >= 0
+cdef inline real gauss_parts(real a, real* lo, real* k) noexcept nogil:
+    cdef real square, square_lo
+    square = two_prod(a, a, &square_lo)
+    return exp_parts2(<real> -0.5 * square, <real> -0.5 * square_lo, lo, k)
+
+# x * Phi(x), Phi the normal distribution function
 cdef inline real gelu(real x) noexcept nogil:
-    return <real> (x * 0.5 * erfc(-x * 0.7071067811865476))
+    cdef real a, t, t_lo, hi, lo, k, q
+    a = lower_of(absolute(x), <real> 40)
+    t = normal_tail(a, &t_lo)
+    hi = gauss_parts(a, &lo, &k)
+    q = scale(a * (t * hi + (t * lo + t_lo * hi)), k)
+    return select(x > <real> 0, x - q, -q)
 
+# gelu'(x) = 1 - gelu'(-x)
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:
-    return dy * <real> (0.5 * erfc(-x * 0.7071067811865476) + x * 0.3989422804014327 * exp(-0.5 * x * x))
+    cdef real a, t, t_lo, hi, lo, k, q
+    a = lower_of(absolute(x), <real> 40)
+    t = gelu_slope_tail(a, &t_lo)
+    hi = gauss_parts(a, &lo, &k)
+    q = scale(t * hi + (t * lo + t_lo * hi), k)
+    return dy * select(x > <real> 0, <real> 1 - q, q)
 
+# 2 u = sqrt(8 / pi) * (x + 0.044715 x^3) and its low part, |x| <= 40
+cdef inline real tanh_argument(real x, real* lo) noexcept nogil:
+    cdef real square, square_lo, cubic, cubic_lo, factor, factor_lo
+    square = two_prod(x, x, &square_lo)
+    cubic = two_prod(square, <real> 0.07135481282614487, &cubic_lo)
+    factor = two_sum(<real> 1.5957691216057308, cubic, &factor_lo)
+    factor_lo += cubic_lo + square_lo * <real> 0.07135481282614487
+    square = two_prod(x, factor, lo)
+    lo[0] = fma(x, factor_lo, lo[0])
+    return square
+
+# x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3): x times the logistic function of 2 u
 cdef inline real gelu_tanh(real x) noexcept nogil:
-    return <real> (x * logistic(1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    cdef real z, z_lo, near = upper_of(x, <real> -40)
+    z = tanh_argument(lower_of(near, <real> 40), &z_lo)
+    return logistic(z, z_lo, near)
 
 cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
-    cdef double s = logistic(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    return dy * <real> (s + x * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * x * x))
+    cdef real z, z_lo, a, hi, lo, k, e, d, q
+    a = lower_of(absolute(x), <real> 40)
+    z = tanh_argument(a, &z_lo)
+    hi = exp_parts2(-z, -z_lo, &lo, &k)
+    e = scale(hi + lo, k)
+    d = <real> 1 + e
+    q = (d - a * (<real> 1.5957691216057308 + <real> 0.2140644384784346 * a * a)) / (d * d)
+    q = scale(q * (hi + lo), k)
+    return dy * select(x > <real> 0, <real> 1 - q, q)
 
+# x / (1 + e^-x)
 cdef inline real silu(real x) noexcept nogil:
-    return <real> (x * logistic(x))
+    return logistic(x, <real> 0, upper_of(x, <real> -1000))
 
+# silu'(x) = 1 - silu'(-x); at -a it is e (1 + e - a) / (1 + e)^2 with e = e^-a
 cdef inline real silu_backward(real dy, real x) noexcept nogil:
-    cdef double s = logistic(x)
-    return dy * <real> (s * (1 + x * (1 - s)))
+    cdef real a, hi, lo, k, e, d, q
+    a = lower_of(absolute(x), <real> 1000)
+    hi = exp_parts(-a, &lo, &k)
+    e = scale(hi + lo, k)
+    d = <real> 1 + e
+    q = scale((hi + lo) * ((<real> 1 - a) + e) / (d * d), k)
+    return dy * select(x > <real> 0, <real> 1 - q, q)
 
+# x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2); for x > 0 with both multiplied by e^-2x
 cdef inline real mish(real x) noexcept nogil:
-    return <real> (x * libm_tanh(log1p(exp(x))))
+    cdef real b, hi, lo, k, e, n, d
+    b = upper_of(x, <real> -1000)
+    hi = exp_parts(-absolute(b), &lo, &k)
+    hi += lo
+    e = scale(hi, k)
+    n = select(x < <real> 0, hi * (e + <real> 2), <real> 1 + (e + e))
+    d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
+    return scale(b * (n / d), select(x < <real> 0, k, <real> 0))
 
 cdef inline real mish_backward(real dy, real x) noexcept nogil:
-    cdef double t = libm_tanh(log1p(exp(x)))
-    return dy * <real> (t + x * (1 - t * t) * logistic(x))
+    cdef real b, hi, lo, k, e, n, d
+    b = lower_of(upper_of(x, <real> -1000), <real> 1000)
+    hi = exp_parts(-absolute(b), &lo, &k)
+    hi += lo
+    e = scale(hi, k)
+    n = select(
+        x < <real> 0,
+        hi * (<real> 4 * (<real> 1 + b) * (<real> 1 + e) + e * (<real> 2 + e * (<real> 4 + e))),
+        <real> 1 + e * (<real> 4 + e * (<real> 6 + <real> 4 * b + e * (<real> 4 + <real> 4 * b))),
+    )
+    d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
+    return dy * scale(n / (d * d), select(x < <real> 0, k, <real> 0))
 
+# x / (1 + |x|)
 cdef inline real softsign(real x) noexcept nogil:
-    return <real> (x / (1 + fabs(x)))
+    cdef real a, s, s_lo
+    a = lower_of(absolute(x), <real> 2**60)
+    s = two_sum(a, <real> 1, &s_lo)
+    return copysign(quotient(a, <real> 0, s, s_lo), x)
 
 cdef inline real softsign_backward(real dy, real x) noexcept nogil:
-    return dy * <real> (1 / ((1 + fabs(x)) * (1 + fabs(x))))
+    cdef real s = <real> 1 + absolute(x)
+    return dy * (<real> 1 / s / s)
 
+# log(1 + e^z) - max(z, 0) for z + z_lo, divided by beta
+cdef inline real softplus_tail(real z, real z_lo, real beta) noexcept nogil:
+    cdef real hi, lo, k, tiny
+    hi = exp_parts2(-absolute(z), select(z < <real> 0, z_lo, -z_lo), &lo, &k)
+    hi += lo
+    tiny = <real> -60
+    return scale(select(k < tiny, hi, log1p(scale(hi, k))) / beta, select(k < tiny, k, <real> 0))
+
+# -log(1 + e^-x)
 cdef inline real log_sigmoid(real x) noexcept nogil:
-    return <real> ((<double> x if x < 0 else 0.0) - log1p(exp(-fabs(x))))
+    return lower_of(x, <real> 0) - softplus_tail(x, <real> 0, <real> 1)
 
 cdef inline real log_sigmoid_backward(real dy, real x) noexcept nogil:
-    return dy * <real> logistic(-x)
+    return dy * logistic(-x, <real> 0, <real> 1)
 
+# log(1 + e^(beta x)) / beta, without a threshold
 cdef inline real softplus(real x, real beta) noexcept nogil:
-    return <real> ((<double> x if x > 0 else 0.0) + log1p(exp(-fabs(<double> beta * x))) / beta)
+    cdef real z, z_lo
+    z = two_prod(x, beta, &z_lo)
+    return upper_of(x, <real> 0) + softplus_tail(z, z_lo, beta)
 
 cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
-    return dy * <real> logistic(<double> beta * x)
+    cdef real z, z_lo
+    z = two_prod(x, beta, &z_lo)
+    return dy * logistic(z, z_lo, <real> 1)

@@ -1,0 +1,176 @@
+# The elementary functions of elementary_f32.h and elementary_f64.h under one name for both precisions. What each computes,
+# and for which arguments, is said in the headers.
+
+ctypedef fused real:
+    float
+    double
+
+cdef extern from "elementary.h" nogil:
+    float fma_f32(float a, float b, float c) noexcept
+    float select_f32(bint condition, float a, float b) noexcept
+    float abs_f32(float x) noexcept
+    float copysign_f32(float x, float sign) noexcept
+    float min_f32(float x, float bound) noexcept
+    float max_f32(float x, float bound) noexcept
+    float fast_two_sum_f32(float a, float b, float* lo) noexcept
+    float two_sum_f32(float a, float b, float* lo) noexcept
+    float two_prod_f32(float a, float b, float* lo) noexcept
+    float remainder_f32(float q, float d, float n) noexcept
+    float scale_f32(float m, float k) noexcept
+    float exp_parts_f32(float x, float* lo, float* k) noexcept
+    float exp_parts2_f32(float x, float x_lo, float* lo, float* k) noexcept
+    float expm1_parts_f32(float x, float* lo) noexcept
+    float exp_f32(float x) noexcept
+    float expm1_f32(float x) noexcept
+    float log1p_f32(float e) noexcept
+    float tanh_f32(float x) noexcept
+    float normal_tail_f32(float a, float* lo) noexcept
+    float gelu_slope_tail_f32(float a, float* lo) noexcept
+    double fma_f64(double a, double b, double c) noexcept
+    double select_f64(bint condition, double a, double b) noexcept
+    double abs_f64(double x) noexcept
+    double copysign_f64(double x, double sign) noexcept
+    double min_f64(double x, double bound) noexcept
+    double max_f64(double x, double bound) noexcept
+    double fast_two_sum_f64(double a, double b, double* lo) noexcept
+    double two_sum_f64(double a, double b, double* lo) noexcept
+    double two_prod_f64(double a, double b, double* lo) noexcept
+    double remainder_f64(double q, double d, double n) noexcept
+    double scale_f64(double m, double k) noexcept
+    double exp_parts_f64(double x, double* lo, double* k) noexcept
+    double exp_parts2_f64(double x, double x_lo, double* lo, double* k) noexcept
+    double expm1_parts_f64(double x, double* lo) noexcept
+    double exp_f64(double x) noexcept
+    double expm1_f64(double x) noexcept
+    double log1p_f64(double e) noexcept
+    double tanh_f64(double x) noexcept
+    double normal_tail_f64(double a) noexcept
+    double gelu_slope_tail_f64(double a) noexcept
+
+
+cdef inline real fma(real a, real b, real c) noexcept nogil:
+    if real is float:
+        return fma_f32(a, b, c)
+    else:
+        return fma_f64(a, b, c)
+
+cdef inline real select(bint condition, real a, real b) noexcept nogil:
+    if real is float:
+        return select_f32(condition, a, b)
+    else:
+        return select_f64(condition, a, b)
+
+cdef inline real absolute(real x) noexcept nogil:
+    if real is float:
+        return abs_f32(x)
+    else:
+        return abs_f64(x)
+
+cdef inline real copysign(real x, real sign) noexcept nogil:
+    if real is float:
+        return copysign_f32(x, sign)
+    else:
+        return copysign_f64(x, sign)
+
+cdef inline real lower_of(real x, real bound) noexcept nogil:
+    if real is float:
+        return min_f32(x, bound)
+    else:
+        return min_f64(x, bound)
+
+cdef inline real upper_of(real x, real bound) noexcept nogil:
+    if real is float:
+        return max_f32(x, bound)
+    else:
+        return max_f64(x, bound)
+
+cdef inline real fast_two_sum(real a, real b, real* lo) noexcept nogil:
+    if real is float:
+        return fast_two_sum_f32(a, b, lo)
+    else:
+        return fast_two_sum_f64(a, b, lo)
+
+cdef inline real two_sum(real a, real b, real* lo) noexcept nogil:
+    if real is float:
+        return two_sum_f32(a, b, lo)
+    else:
+        return two_sum_f64(a, b, lo)
+
+cdef inline real two_prod(real a, real b, real* lo) noexcept nogil:
+    if real is float:
+        return two_prod_f32(a, b, lo)
+    else:
+        return two_prod_f64(a, b, lo)
+
+cdef inline real remainder(real q, real d, real n) noexcept nogil:
+    if real is float:
+        return remainder_f32(q, d, n)
+    else:
+        return remainder_f64(q, d, n)
+
+cdef inline real scale(real m, real k) noexcept nogil:
+    if real is float:
+        return scale_f32(m, k)
+    else:
+        return scale_f64(m, k)
+
+cdef inline real exp_parts(real x, real* lo, real* k) noexcept nogil:
+    if real is float:
+        return exp_parts_f32(x, lo, k)
+    else:
+        return exp_parts_f64(x, lo, k)
+
+cdef inline real exp_parts2(real x, real x_lo, real* lo, real* k) noexcept nogil:
+    if real is float:
+        return exp_parts2_f32(x, x_lo, lo, k)
+    else:
+        return exp_parts2_f64(x, x_lo, lo, k)
+
+cdef inline real expm1_parts(real x, real* lo) noexcept nogil:
+    if real is float:
+        return expm1_parts_f32(x, lo)
+    else:
+        return expm1_parts_f64(x, lo)
+
+cdef inline real exp(real x) noexcept nogil:
+    if real is float:
+        return exp_f32(x)
+    else:
+        return exp_f64(x)
+
+cdef inline real expm1(real x) noexcept nogil:
+    if real is float:
+        return expm1_f32(x)
+    else:
+        return expm1_f64(x)
+
+cdef inline real log1p(real e) noexcept nogil:
+    if real is float:
+        return log1p_f32(e)
+    else:
+        return log1p_f64(e)
+
+cdef inline real tanh(real x) noexcept nogil:
+    if real is float:
+        return tanh_f32(x)
+    else:
+        return tanh_f64(x)
+
+cdef inline real normal_tail(real a, real* lo) noexcept nogil:
+    if real is float:
+        return normal_tail_f32(a, lo)
+    else:
+        lo[0] = <real> 0
+        return normal_tail_f64(a)
+
+cdef inline real gelu_slope_tail(real a, real* lo) noexcept nogil:
+    if real is float:
+        return gelu_slope_tail_f32(a, lo)
+    else:
+        lo[0] = <real> 0
+        return gelu_slope_tail_f64(a)
+
+# (n + n_lo) / (d + d_lo), rounded once and a little: the remainder of the first quotient corrects it.
+cdef inline real quotient(real n, real n_lo, real d, real d_lo) noexcept nogil:
+    cdef real inverse = <real> 1 / d, q = n * inverse
+    return fma(remainder(q, d, n) + fma(-q, d_lo, n_lo), inverse, q)

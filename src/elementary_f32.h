@@ -1,0 +1,188 @@
+/* Elementary functions in float32. Included by elementary.h, which says what they may be made of; src/fit.py makes the
+   coefficients.
+
+   exp is handed out in parts, e^x = (hi + lo) * 2^k with about four bits more than a float, so that sigmoid, silu, gelu
+   and the others can work on the parts and round and scale once at the end. k is a float that holds an integer: adding
+   1.5 * 2^23 puts it into the low bits. */
+
+FN uint32_t bits_f32(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+FN float from_bits_f32(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+
+FN float fma_f32(float a, float b, float c) { return FN_FMAF(a, b, c); }
+FN float select_f32(int condition, float a, float b) { return condition ? a : b; }
+FN float abs_f32(float x) { return from_bits_f32(bits_f32(x) & UINT32_C(0x7fffffff)); }
+FN float copysign_f32(float x, float sign)
+{
+    return from_bits_f32((bits_f32(x) & UINT32_C(0x7fffffff)) | (bits_f32(sign) & UINT32_C(0x80000000)));
+}
+/* NaN in x goes through; the bound must be a number */
+FN float min_f32(float x, float bound) { return bound < x ? bound : x; }
+FN float max_f32(float x, float bound) { return bound > x ? bound : x; }
+
+/* a + b = sum + *lo exactly; the fast one needs |a| >= |b| or a = 0 */
+FN float fast_two_sum_f32(float a, float b, float *lo)
+{
+    float sum = a + b;
+    *lo = b - (sum - a);
+    return sum;
+}
+FN float two_sum_f32(float a, float b, float *lo)
+{
+    float sum = a + b, shadow = sum - a;
+    *lo = (a - (sum - shadow)) + (b - shadow);
+    return sum;
+}
+/* a * b = product + *lo exactly, unless lo underflows or the product overflows */
+FN float two_prod_f32(float a, float b, float *lo)
+{
+    float p = a * b;
+#if FN_HAS_FMA
+    *lo = FN_FMAF(a, b, -p);
+#else
+    /* halves of 12 bits, by rounding on the bits: unlike a multiplication with 2^12 + 1 it cannot overflow */
+    const uint32_t half = UINT32_C(1) << 11, mask = ~((UINT32_C(1) << 12) - 1);
+    float ah = from_bits_f32((bits_f32(a) + half) & mask), bh = from_bits_f32((bits_f32(b) + half) & mask);
+    float al = a - ah, bl = b - bh;
+    *lo = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+#endif
+    return p;
+}
+/* n - q * d, rounded once */
+FN float remainder_f32(float q, float d, float n)
+{
+#if FN_HAS_FMA
+    return FN_FMAF(-q, d, n);
+#else
+    float lo, product = two_prod_f32(q, d, &lo);
+    return (n - product) - lo;
+#endif
+}
+
+#define F32_MAGIC 0x1.8p23f
+
+/* m * 2^k for |k| <= 252; in two steps, so that k may go beyond the exponents a float has; rounds once, also to a subnormal */
+FN float scale_f32(float m, float k)
+{
+    float t1 = k * 0.5f + (F32_MAGIC + 127), k1 = t1 - (F32_MAGIC + 127);
+    float t2 = (k - k1) + (F32_MAGIC + 127);
+    return m * from_bits_f32(bits_f32(t1) << 23) * from_bits_f32(bits_f32(t2) << 23);
+}
+
+/* x + x_lo = k * ln 2 + r + *r_lo, |r| <= ln(2)/2; x must be in +-174, or NaN. ln 2 is split so that k times its head is exact. */
+FN float exp_reduce_f32(float x, float x_lo, float *r_lo, float *k)
+{
+    float n = FN_FMAF(x, 0x1.715476p+0f, F32_MAGIC) - F32_MAGIC;
+    float head = FN_FMAF(-n, 0x1.62e4p-1f, x);
+    float tail = FN_FMAF(-n, 0x1.7f7d1cp-20f, x_lo);
+    *k = n;
+    return fast_two_sum_f32(head, tail, r_lo);
+}
+
+/* (e^r - 1 - r) / r^2, |r| <= ln(2)/2 */
+FN float exp_poly_f32(float r)
+{
+    float r2 = r * r;
+    float p01 = FN_FMAF(0x1.555492p-3f, r, 0x1.fffffcp-2f), p23 = FN_FMAF(0x1.123984p-7f, r, 0x1.5558aap-5f);
+    return FN_FMAF(FN_FMAF(0x1.6a53fep-10f, r2, p23), r2, p01);
+}
+
+/* e^(x + x_lo) = (hi + *lo) * 2^(*k); hi is returned, 0.7 to 1.42, and *lo is at most 0.07 hi. x is clamped where the scaled
+   result is 0 or inf for any m near hi; x_lo then counts for nothing, so that the NaN of an inf - inf in it does no harm. */
+FN float exp_parts2_f32(float x, float x_lo, float *lo, float *k)
+{
+    float inside = max_f32(min_f32(x, 174.0f), -174.0f), r, r_lo, hi, e;
+    r = exp_reduce_f32(inside, select_f32(inside == x, x_lo, 0.0f), &r_lo, k);
+    hi = fast_two_sum_f32(1.0f, r, &e);
+    *lo = e + FN_FMAF(r_lo, hi, r * r * exp_poly_f32(r));
+    return hi;
+}
+FN float exp_parts_f32(float x, float *lo, float *k)
+{
+    return exp_parts2_f32(x, 0.0f, lo, k);
+}
+
+FN float exp_f32(float x)
+{
+    float lo, k, hi = exp_parts_f32(x, &lo, &k);
+    return scale_f32(hi + lo, k);
+}
+
+/* e^x - 1 = hi + *lo for -30 <= x <= 88, |lo| at most half an ulp of hi */
+FN float expm1_parts_f32(float x, float *lo)
+{
+    float r_lo, k, r = exp_reduce_f32(x, 0.0f, &r_lo, &k), e, hi;
+    float power = from_bits_f32(bits_f32(k + (F32_MAGIC + 127)) << 23);
+    float rest = FN_FMAF(r * r, exp_poly_f32(r), FN_FMAF(r_lo, r, r_lo));
+    hi = fast_two_sum_f32(power - 1.0f, power * r, &e);
+    return fast_two_sum_f32(hi, FN_FMAF(power, rest, e), lo);
+}
+
+/* e^x - 1, x <= 88 */
+FN float expm1_f32(float x)
+{
+    float lo, hi = expm1_parts_f32(max_f32(x, -30.0f), &lo);
+    return select_f32(x == 0.0f, x, hi + lo);
+}
+
+/* log(1 + e), 0 <= e <= 1 */
+FN float log1p_f32(float e)
+{
+    /* from 1/2 on ln 2 is split off: log1p(e) = ln 2 + log1p(f), f = (e - 1) / 2, exactly */
+    int big = e >= 0.5f;
+    float f = select_f32(big, e * 0.5f - 0.5f, e), f2 = f * f, f4 = f2 * f2;
+    float p01 = FN_FMAF(-0x1.00000ep-2f, f, 0x1.555554p-2f), p23 = FN_FMAF(-0x1.554fccp-3f, f, 0x1.999b5p-3f);
+    float p45 = FN_FMAF(-0x1.fff4b6p-4f, f, 0x1.24402cp-3f), p67 = FN_FMAF(-0x1.b03bbap-4f, f, 0x1.d24de8p-4f);
+    float p89 = FN_FMAF(-0x1.02e226p-5f, f, 0x1.4888eep-4f);
+    float p = FN_FMAF(p89, f4, FN_FMAF(p67, f2, p45)), hi, lo;
+    p = FN_FMAF(p, f4, FN_FMAF(p23, f2, p01));
+    hi = fast_two_sum_f32(select_f32(big, 0x1.62e43p-1f, 0.0f), f, &lo);
+    lo += FN_FMAF(f * p, f2, -0.5f * f2) + select_f32(big, -0x1.05c61p-29f, 0.0f);
+    return hi + lo;
+}
+
+/* odd, exactly; never beyond 1 */
+FN float tanh_f32(float x)
+{
+    /* (e^2a - 1) / (e^2a + 1), and the quotient's remainder */
+    float a = min_f32(abs_f32(x), 10.0f), n_lo, d_lo;
+    float n = expm1_parts_f32(a + a, &n_lo), d = two_sum_f32(n, 2.0f, &d_lo);
+    float inverse = 1.0f / d, q = n * inverse;
+    float rest = remainder_f32(q, d, n) + FN_FMAF(-q, d_lo + n_lo, n_lo);
+    return copysign_f32(FN_FMAF(rest, inverse, q), x);
+}
+
+/* u = 1 / (a + 4) and its error, which the tails below share */
+FN float tail_variable_f32(float a, float *u_lo)
+{
+    float d_lo, d = two_sum_f32(a, 4.0f, &d_lo), u = 1.0f / d;
+    *u_lo = u * FN_FMAF(-u, d_lo, remainder_f32(u, d, 1.0f));
+    return u;
+}
+
+/* Phi(-a) * e^(a^2 / 2) for a >= 0, where Phi is the normal distribution function; at a > 15 the value at 15, because e^(-a^2 / 2) is 0 */
+FN float normal_tail_f32(float a, float *lo)
+{
+    float u_lo, u = tail_variable_f32(min_f32(a, 15.0f), &u_lo), t = (u - 0x1.36p-3f) + u_lo, t2 = t * t, t4 = t2 * t2;
+    float p01 = FN_FMAF(0x1.98ce7ap+2f, t, 0x1.ce2324p-1f), p23 = FN_FMAF(0x1.ebac3ap+6f, t, 0x1.0b34a4p+5f);
+    float p45 = FN_FMAF(0x1.c826cap+5f, t, 0x1.0c560cp+8f), p67 = FN_FMAF(-0x1.14fb0cp+11f, t, -0x1.688eeep+10f);
+    float p89 = FN_FMAF(0x1.16762cp+14f, t, 0x1.c191ep+12f);
+    float p = FN_FMAF(p89, t4, FN_FMAF(p67, t2, p45));
+    p = FN_FMAF(p, t4, FN_FMAF(p23, t2, p01));
+    t = two_prod_f32(p, u, lo);
+    *lo = FN_FMAF(p, u_lo, *lo);
+    return t;
+}
+
+/* gelu'(-a) * e^(a^2 / 2) for a >= 0, gelu'(x) = Phi(x) + x phi(x). Its zero is a factor, with a tail, so the result is good near it. */
+FN float gelu_slope_tail_f32(float a, float *lo)
+{
+    float b = min_f32(a, 15.0f), u_lo, u = tail_variable_f32(b, &u_lo), t = (u - 0x1.36p-3f) + u_lo, t2 = t * t, t4 = t2 * t2;
+    float p01 = FN_FMAF(0x1.10606cp+0f, t, 0x1.f2ad16p-2f), p23 = FN_FMAF(0x1.2dee34p+4f, t, 0x1.4b80dep+2f);
+    float p45 = FN_FMAF(0x1.72a816p+5f, t, 0x1.6fd8a4p+5f), p67 = FN_FMAF(-0x1.7cffe2p+8f, t, -0x1.c8cbep+6f);
+    float p89 = FN_FMAF(0x1.0c22bp+11f, t, 0x1.37716cp+8f);
+    float p = FN_FMAF(p89, t4, FN_FMAF(p67, t2, p45));
+    p = FN_FMAF(p, t4, FN_FMAF(p23, t2, p01));
+    t = two_prod_f32(0x1.80ead2p-1f - b, p, lo);
+    *lo = FN_FMAF(-0x1.a03fd4p-27f, p, *lo);
+    return t;
+}
