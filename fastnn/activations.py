@@ -1,14 +1,17 @@
-"""Activation functions and their gradients; the compiled functions, whose table is fastnn/_table.py.
+"""Activation functions and their gradients, compiled.
 
-The elementwise ones are generated from the table; softmax, log_softmax, prelu, maxout and cross_entropy look at more than
-one element at a time. `fastnn.reference.activations` holds the same functions in plain NumPy.
+The elementwise ones follow from the table in fastnn/_table.py; softmax, log_softmax, prelu, maxout and cross_entropy look at
+more than one element at a time. `fastnn.reference.activations` holds the same functions in plain NumPy.
 """
 
 from fastnn._core import (
     celu,
     celu_backward,
+    cross_entropy,
     elu,
     elu_backward,
+    gelu,
+    gelu_backward,
     hardsigmoid,
     hardsigmoid_backward,
     hardswish,
@@ -19,8 +22,14 @@ from fastnn._core import (
     leaky_relu_backward,
     log_sigmoid,
     log_sigmoid_backward,
+    log_softmax,
+    log_softmax_backward,
+    maxout,
+    maxout_backward,
     mish,
     mish_backward,
+    prelu,
+    prelu_backward,
     relu,
     relu6,
     relu6_backward,
@@ -31,6 +40,8 @@ from fastnn._core import (
     sigmoid_backward,
     silu,
     silu_backward,
+    softmax,
+    softmax_backward,
     softplus,
     softplus_backward,
     softsign,
@@ -42,8 +53,11 @@ from fastnn._core import (
 __all__ = [
     "celu",
     "celu_backward",
+    "cross_entropy",
     "elu",
     "elu_backward",
+    "gelu",
+    "gelu_backward",
     "hardsigmoid",
     "hardsigmoid_backward",
     "hardswish",
@@ -54,8 +68,14 @@ __all__ = [
     "leaky_relu_backward",
     "log_sigmoid",
     "log_sigmoid_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "maxout",
+    "maxout_backward",
     "mish",
     "mish_backward",
+    "prelu",
+    "prelu_backward",
     "relu",
     "relu6",
     "relu6_backward",
@@ -66,6 +86,8 @@ __all__ = [
     "sigmoid_backward",
     "silu",
     "silu_backward",
+    "softmax",
+    "softmax_backward",
     "softplus",
     "softplus_backward",
     "softsign",

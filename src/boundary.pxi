@@ -102,40 +102,49 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
-    cdef int dtype = FN_DOUBLE if cnp.PyArray_ITEMSIZE(y) == 8 else FN_SINGLE
     cdef double nanoseconds = row_cost[row] * cnp.PyArray_SIZE(y) * NANOSECONDS
-    inputs = [a] if b is None else [a, b]
-    plan.kernel = current_level().map[row][direction][dtype]
+    begin_plan(&plan, y)
+    plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params
-    if make_plan(&plan, inputs, y):
-        if nanoseconds < RELEASE_GIL:
-            run_range(&plan, 0, plan.size)
-        else:
-            with nogil:
-                run_plan(&plan, nanoseconds)
+    first = add_input(&plan, a, y)
+    second = None if b is None else add_input(&plan, b, y)  # both stay referenced: they may be copies
+    if plan.size:
+        end_plan(&plan, y)
+        run_plan_or_range(&plan, nanoseconds)
     return y
 
 
-cdef bint make_plan(Plan* plan, list inputs, ndarray y) except -1:
-    """Describe arrays of y's shape to the pipeline; False if there is nothing to do. `inputs` may be replaced by copies."""
-    cdef int i, axis
-    cdef ndarray x
-    cdef Operand* operand
+cdef void run_plan_or_range(Plan* plan, double nanoseconds):
+    if nanoseconds < RELEASE_GIL:
+        run_range(plan, 0, plan.size)
+    else:
+        with nogil:
+            run_plan(plan, nanoseconds)
+
+
+cdef void begin_plan(Plan* plan, ndarray y):
     plan.level = current_level()
-    plan.inputs = len(inputs)
+    plan.inputs = 0
     plan.size = cnp.PyArray_SIZE(y)
     plan.itemsize = 8 if cnp.PyArray_ITEMSIZE(y) == 8 else 4
     plan.staged = False
-    if plan.size == 0:
-        return False
-    for i in range(plan.inputs):
-        x = inputs[i]
-        if same_elements(x, y):
-            plan.staged = True  # each block is read before it is overwritten
-        elif np.may_share_memory(x, y):
-            inputs[i] = x = x.copy()
-        describe(&plan.source[i], x)
+    plan.streamed = False
     describe(&plan.result, y)
+
+
+cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
+    """Make x, of y's shape, the next operand. Where it overlaps the result otherwise than element by element it is copied."""
+    if same_elements(x, y):
+        plan.staged = True  # each block is read before it is overwritten
+    elif may_overlap(x, y):
+        x = x.copy()
+    describe(&plan.source[plan.inputs], x)
+    plan.inputs += 1
+    return x
+
+
+cdef void end_plan(Plan* plan, ndarray y):
+    cdef int i
     merge_axes(plan, y)
     for i in range(plan.inputs):
         finish(plan, &plan.source[i])
@@ -143,7 +152,13 @@ cdef bint make_plan(Plan* plan, list inputs, ndarray y) except -1:
     plan.streamed = (plan.result.contiguous and not plan.result.swapped and not plan.staged
                      and plan.size * plan.result.itemsize >= STREAM_BYTES
                      and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
-    return True
+
+
+cdef bint may_overlap(ndarray x, ndarray y):
+    if cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y):
+        return not (cnp.PyArray_BYTES(x) + cnp.PyArray_NBYTES(x) <= cnp.PyArray_BYTES(y)
+                    or cnp.PyArray_BYTES(y) + cnp.PyArray_NBYTES(y) <= cnp.PyArray_BYTES(x))
+    return np.may_share_memory(x, y)
 
 
 cdef bint same_elements(ndarray x, ndarray y):

@@ -11,7 +11,7 @@
 
 #include "rows.h"
 
-enum { FN_LANES = 16, FN_FORWARD = 0, FN_BACKWARD = 1, FN_SINGLE = 0, FN_DOUBLE = 1 };
+enum { FN_LANES = 16, FN_FORWARD = 0, FN_BACKWARD = 1, FN_SINGLE = 0, FN_DOUBLE = 1, FN_SOFTMAX = 0, FN_LOG_SOFTMAX = 1 };
 
 /* Types that Cython has no word for. */
 typedef const void *restrict fn_in;
@@ -20,9 +20,28 @@ typedef void *restrict fn_out;
 /* forward: a = x, b unused; backward: a = dy, b = saved. Both dtypes take their parameters as double and round them. */
 typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *params);
 
+/* Three operands: prelu's dx from dy, x and the slope. */
+typedef void (*fn_map3)(fn_in a, fn_in b, fn_in c, fn_out y, ptrdiff_t n);
+/* One row of any length; operands as in fn_map. The loss's row returns -log(softmax(x)[label]) and fills y with dlogits. */
+typedef void (*fn_row)(fn_in a, fn_in b, fn_out y, ptrdiff_t n);
+typedef double (*fn_loss_row)(fn_in x, fn_out y, ptrdiff_t n, ptrdiff_t label, double share);
+/* Fixed-order sums of n contiguous elements: of all of them, or added to n running sums in double. */
+typedef double (*fn_sum_run)(fn_in x, ptrdiff_t n);
+typedef void (*fn_add_run)(fn_in x, double *sums, ptrdiff_t n);
+/* maxout's step from one piece to the next. */
+typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrdiff_t number);
+
+/* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 typedef struct {
     const char *name;
-    fn_map map[FN_ROWS][2][2]; /* [row][direction][dtype] */
+    fn_map map[FN_ROWS][2][2]; /* [row][direction] */
+    fn_row rows[2][2][2];      /* [FN_SOFTMAX or FN_LOG_SOFTMAX][direction] */
+    fn_loss_row loss[2];
+    fn_map prelu[2], prelu_dslope[2];
+    fn_map3 prelu_backward[2];
+    fn_sum_run sum_run[2];
+    fn_add_run add_run[2];
+    fn_piece maxout[2], maxout_backward[2];
     void (*half_to_single)(fn_in x, fn_out y, ptrdiff_t n);
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */

@@ -19,5 +19,6 @@ level.single_to_half = fn_single_to_half
 level.stream = fn_stream
 
 include "activation_loops.pxi"
+include "activation_row_loops.pxi"
 
 PUBLISHED = PyCapsule_New(&level, "fastnn.level", NULL)

@@ -13,6 +13,7 @@ cdef extern from "transport.h" nogil:
         char* bytes
     enum:
         BLOCK_BYTES "FN_BLOCK_BYTES"
+        BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
     uint16_t __builtin_bswap16(uint16_t) noexcept
     uint32_t __builtin_bswap32(uint32_t) noexcept
@@ -41,6 +42,7 @@ cdef struct Operand:
 cdef struct Plan:
     const fn_level* level
     fn_map kernel
+    fn_map3 kernel3        # instead of kernel, for three operands
     const double* params
     int inputs
     int itemsize           # of the kernel's dtype
@@ -186,7 +188,10 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
         result = blocks[MAX_INPUTS].bytes
         if plan.result.direct and not plan.staged and not plan.streamed and n % FN_LANES == 0:
             result = plan.result.data + start * plan.itemsize
-        plan.kernel(sources[0], sources[1 if plan.inputs > 1 else 0], result, padded(n), plan.params)
+        if plan.inputs == 3:
+            plan.kernel3(sources[0], sources[1], sources[2], result, padded(n))
+        else:
+            plan.kernel(sources[0], sources[plan.inputs - 1], result, padded(n), plan.params)
         if result == blocks[MAX_INPUTS].bytes:
             store(plan, start, n, result)
         start += n

@@ -15,7 +15,7 @@
 #endif
 
 /* A staging block: three or four of them, the stream of an operand and the stack fit a 32 KB L1 cache. */
-enum { FN_BLOCK_BYTES = 4096 };
+enum { FN_BLOCK_BYTES = 4096, FN_BLOCK_ITEMS = FN_BLOCK_BYTES / 4 };
 
 typedef struct {
     char bytes[FN_BLOCK_BYTES] __attribute__((aligned(64)));
