@@ -44,8 +44,8 @@ cdef extern from "elementary.h" nogil:
     double expm1_f64(double x) noexcept
     double log1p_f64(double e) noexcept
     double tanh_f64(double x) noexcept
-    double normal_tail_f64(double a) noexcept
-    double gelu_slope_tail_f64(double a) noexcept
+    double normal_tail_f64(double a, double* lo) noexcept
+    double gelu_slope_tail_f64(double a, double* lo) noexcept
 
 
 cdef inline real fma(real a, real b, real c) noexcept nogil:
@@ -160,15 +160,13 @@ cdef inline real normal_tail(real a, real* lo) noexcept nogil:
     if real is float:
         return normal_tail_f32(a, lo)
     else:
-        lo[0] = <real> 0
-        return normal_tail_f64(a)
+        return normal_tail_f64(a, lo)
 
 cdef inline real gelu_slope_tail(real a, real* lo) noexcept nogil:
     if real is float:
         return gelu_slope_tail_f32(a, lo)
     else:
-        lo[0] = <real> 0
-        return gelu_slope_tail_f64(a)
+        return gelu_slope_tail_f64(a, lo)
 
 # (n + n_lo) / (d + d_lo), rounded once and a little: the remainder of the first quotient corrects it.
 cdef inline real quotient(real n, real n_lo, real d, real d_lo) noexcept nogil:

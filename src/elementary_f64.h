@@ -71,14 +71,20 @@ FN double exp_reduce_f64(double x, double x_lo, double *r_lo, double *k)
 FN double exp_poly_f64(double r)
 {
     double r2 = r * r, r4 = r2 * r2;
-    double p01 = FN_FMA(0x1.5555555555557p-3, r, 0x1.0000000000000p-1);
-    double p23 = FN_FMA(0x1.11111111100dfp-7, r, 0x1.5555555555556p-5);
-    double p45 = FN_FMA(0x1.a01a01abe62ddp-13, r, 0x1.6c16c16c162d6p-10);
-    double p67 = FN_FMA(0x1.71de02375656cp-19, r, 0x1.a01a01a6d7808p-16);
-    double p89 = FN_FMA(0x1.af4ddd84882fep-26, r, 0x1.27e4db67b4303p-22);
-    double p8 = FN_FMA(0x1.1f72fc730b4ffp-29, r2, p89);
-    double p4 = FN_FMA(p67, r2, p45), p0 = FN_FMA(p23, r2, p01);
-    return FN_FMA(FN_FMA(p8, r4, p4), r4, p0);
+    double p = FN_FMA(0x1.ad9f3d3a5bd1dp-26, r, 0x1.28ae0c8c3eb49p-22);
+    p = FN_FMA(p, r4, FN_FMA(FN_FMA(0x1.71df10f9c8a0ep-19, r, 0x1.a019994f91ecfp-16), r2, FN_FMA(0x1.a01a01339ac42p-13, r, 0x1.6c16c1847bd3bp-10)));
+    p = FN_FMA(p, r4, FN_FMA(FN_FMA(0x1.1111111125fe5p-7, r, 0x1.55555555506adp-5), r2, FN_FMA(0x1.5555555555501p-3, r, 0x1.000000000000ap-1)));
+    return p;
+}
+
+/* the same one degree better, for e^r - 1 at small r */
+FN double expm1_poly_f64(double r)
+{
+    double r2 = r * r, r4 = r2 * r2;
+    double p = FN_FMA(0x1.1f1a1408ca653p-29, r2, FN_FMA(0x1.af5f2564e0bedp-26, r, 0x1.27e5134a4f6fbp-22));
+    p = FN_FMA(p, r4, FN_FMA(FN_FMA(0x1.71ddf8128d3eap-19, r, 0x1.a01a018e09f33p-16), r2, FN_FMA(0x1.a01a01b0029e8p-13, r, 0x1.6c16c16c1ab06p-10)));
+    p = FN_FMA(p, r4, FN_FMA(FN_FMA(0x1.111111110f656p-7, r, 0x1.555555555554dp-5), r2, FN_FMA(0x1.5555555555559p-3, r, 0x1p-1)));
+    return p;
 }
 
 /* e^(x + x_lo) = (hi + *lo) * 2^(*k); hi is returned, 0.7 to 1.42. x is clamped where the scaled result is 0 or inf
@@ -107,7 +113,7 @@ FN double expm1_parts_f64(double x, double *lo)
 {
     double r_lo, k, r = exp_reduce_f64(x, 0.0, &r_lo, &k), e, hi;
     double power = from_bits_f64(bits_f64(k + (F64_MAGIC + 1023)) << 52);
-    double rest = FN_FMA(r * r, exp_poly_f64(r), FN_FMA(r_lo, r, r_lo));
+    double rest = FN_FMA(r * r, expm1_poly_f64(r), FN_FMA(r_lo, r, r_lo));
     hi = fast_two_sum_f64(power - 1.0, power * r, &e);
     return fast_two_sum_f64(hi, FN_FMA(power, rest, e), lo);
 }
@@ -126,11 +132,8 @@ FN double log1p_f64(double e)
     int big = e >= 0.5;
     double f = select_f64(big, e * 0.5 - 0.5, e), h = 0.5 * f * f;
     double s = f / (2.0 + f), z = s * s, z2 = z * z, z4 = z2 * z2;
-    double p01 = FN_FMA(0x1.9999999999f17p-2, z, 0x1.5555555555555p-1);
-    double p23 = FN_FMA(0x1.c71c72df580fcp-3, z, 0x1.24924923de6edp-2);
-    double p45 = FN_FMA(0x1.3b29d0452d426p-3, z, 0x1.745cac43cc003p-3);
-    double p67 = FN_FMA(0x1.169c38cc826bep-3, z, 0x1.0e8c55b42945fp-3);
-    double p = FN_FMA(FN_FMA(p67, z2, p45), z4, FN_FMA(p23, z2, p01));
+    double p = FN_FMA(FN_FMA(0x1.1b6f4460b1099p-3, z, 0x1.0dce304863ee8p-3), z2, FN_FMA(0x1.3b359b26bcd5bp-3, z, 0x1.745c4bed75573p-3));
+    p = FN_FMA(p, z4, FN_FMA(FN_FMA(0x1.c71c748bad286p-3, z, 0x1.24924921e812p-2), z2, FN_FMA(0x1.999999999c15p-2, z, 0x1.555555555554fp-1)));
     /* 2 atanh(s) = f - h + s (h + z p) */
     double small = FN_FMA(s, FN_FMA(z, p, h), -h), hi, lo;
     hi = fast_two_sum_f64(select_f64(big, 0x1.62e42fefa39efp-1, 0.0), f, &lo);
@@ -160,29 +163,65 @@ FN double tanh_f64(double x)
     return copysign_f64(FN_FMA(rest, inverse, q), x);
 }
 
-/* Phi(-a) * e^(a^2 / 2) for a >= 0, where Phi is the normal distribution function; at a > 39 the value at 39, because e^(-a^2 / 2) is 0 */
-FN double normal_tail_f64(double a)
+/* For the two functions below: t = (a - 6) / (a + 6) + *t_lo, from 1 / (a + 6) = inverse but for some roundings. By way of
+   a / (a + 6), so that t is best near -1, where they are steepest; d and d_lo are a + 6. */
+FN double tail_variable_f64(double a, double d, double d_lo, double inverse, double *t_lo)
 {
-    double b = min_f64(a, 39.0), u = 1.0 / (b + 5.0), t = (b - 5.0) * u, t2 = t * t, t4 = t2 * t2;
-    double p = -0x1.a50f96333ac8ep-36;
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.de076b25a9b3fp-32, t, -0x1.2eabcbe0ea437p-30), t2, FN_FMA(0x1.4c52fe9f5800cp-29, t, 0x1.71aa46057bf7ap-27)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.30fa17f73f0edp-27, t, -0x1.2d64fbccec4e3p-24), t2, FN_FMA(0x1.5bb2d91655ceep-25, t, 0x1.d48a16d350a97p-22)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.676fde1639a77p-22, t, -0x1.73e2fe53a223bp-19), t2, FN_FMA(0x1.0b15ba96cf05bp-18, t, 0x1.17df303be3db5p-16)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.a17019ab0560dp-15, t, -0x1.f214964402c05p-15), t2, FN_FMA(0x1.1daf1aefb143cp-11, t, -0x1.a25037709917fp-11)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.88590e98b86c4p-9, t, 0x1.54b4d4f485917p-6), t2, FN_FMA(-0x1.1b1c254ca3cfbp-4, t, 0x1.51f6329f01c14p-3)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.410ed5f875951p-2, t, 0x1.fb31653876f88p-2), t2, FN_FMA(-0x1.54ad03f27ca18p-1, t, 0x1.89d3abe1f95aep-1)));
-    return p * u;
+    double w = a * inverse, w_lo = inverse * FN_FMA(-w, d_lo, remainder_f64(w, d, a));
+    double t = fast_two_sum_f64(-1.0, w + w, t_lo);
+    *t_lo += w_lo + w_lo;
+    return t;
 }
 
-/* gelu'(-a) * e^(a^2 / 2) for a >= 0, gelu'(x) = Phi(x) + x phi(x). Its zero is a factor, with a tail, so the result is good near it. */
-FN double gelu_slope_tail_f64(double a)
+/* Phi(-a) * e^(a^2 / 2) + *lo for a >= 0, where Phi is the normal distribution function; at a > 39 the value at 39, because e^(-a^2 / 2) is 0 */
+FN double normal_tail_f64(double a, double *lo)
 {
-    double b = min_f64(a, 39.0), u = 1.0 / (b + 5.0), t = (b - 5.0) * u, t2 = t * t, t4 = t2 * t2;
-    double p = FN_FMA(-0x1.d46c8f8d322fbp-36, t2, FN_FMA(-0x1.ac11fdbcf430cp-39, t, 0x1.b9ffa43504e72p-32));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(0x1.20173e2032bc8p-32, t, -0x1.acfec52c55261p-29), t2, FN_FMA(-0x1.4f8c25958f5f0p-29, t, 0x1.7b90320b4afa2p-26)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(0x1.ac7b400cfa88bp-27, t, -0x1.6ad67a1d67f75p-23), t2, FN_FMA(0x1.6fa0509a0fb5dp-26, t, 0x1.6d22f486f42c8p-20)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.0b75ca267164bp-19, t, -0x1.34bd9aa7de61dp-17), t2, FN_FMA(0x1.54f8b5170a54dp-15, t, -0x1.fde2abbcce92ap-17)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.cdee09d1cd494p-12, t, 0x1.2dc07799ada4dp-9), t2, FN_FMA(-0x1.e0a951947263fp-8, t, 0x1.23c3758993037p-6)));
-    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.231a8d1238457p-5, t, 0x1.ef8423a0a745dp-5), t2, FN_FMA(-0x1.6fce89f8d2b96p-4, t, 0x1.ce451b41a3ba0p-2)));
-    return ((0x1.80ead197f00b4p-1 - b) - 0x1.13e74c58cada8p-56) * p;
+    /* a polynomial in t, nearly constant, over a + 9/8; one division serves both */
+    double b = min_f64(a, 39.0), d_lo, d = two_sum_f64(b, 6.0, &d_lo), s_lo, s = two_sum_f64(b, 1.125, &s_lo);
+    double inverse = 1.0 / (d * s), v = inverse * d, v_lo = v * FN_FMA(-v, s_lo, remainder_f64(v, s, 1.0));
+    double t_lo, t = tail_variable_f64(b, d, d_lo, inverse * s, &t_lo), t2 = t * t, t4 = t2 * t2;
+    /* Horner where a rounding of t^2 or t^4 would tell */
+    double p = FN_FMA(FN_FMA(0x1.9a581b2d9713bp-30, t, 0x1.83a3b795d3b8p-29), t2, FN_FMA(-0x1.063a4886edc54p-26, t, -0x1.5af9f967c4429p-26));
+    p = FN_FMA(p, t4, FN_FMA(FN_FMA(0x1.1645921b267a5p-23, t, 0x1.dd048c27916d2p-28), t2, FN_FMA(-0x1.089ec0ff2662ap-20, t, 0x1.c6d7b9b7e6f24p-20)));
+    p = FN_FMA(p, t4, FN_FMA(FN_FMA(0x1.2c21c0fc105eap-18, t, -0x1.aea1ffef5138dp-16), t2, FN_FMA(0x1.278a37a0fafdcp-15, t, 0x1.fba9df8c6440fp-14)));
+    p = FN_FMA(p, t, -0x1.bbc854667c631p-11);
+    p = FN_FMA(p, t, 0x1.702d86f188d7p-9);
+    p = FN_FMA(p, t, -0x1.b2ac336bbbb26p-8);
+    p = FN_FMA(p, t, 0x1.8dd69717fa7fbp-7);
+    p = FN_FMA(p, t, -0x1.1cf79c51a0a43p-6);
+    p = FN_FMA(p, t, 0x1.2a5d0019ea7cbp-6);
+    p = FN_FMA(p, t, -0x1.282d77a2cf0f7p-7);
+    p = FN_FMA(p, t, -0x1.decb55bcfb647p-7);
+    p = FN_FMA(p, t, 0x1.b281b31d1dc71p-5);
+    p = FN_FMA(p, t, -0x1.9b5732514905p-4);
+    double y_lo, y = fast_two_sum_f64(0x1.d8a13fa3b3f15p-2, t * p, &y_lo), hi;
+    hi = two_prod_f64(y, v, lo);
+    *lo += FN_FMA(y, v_lo, (y_lo + 0x1.3eee9e3e7af92p-56) * v);
+    /* t_lo counts with the polynomial's slope over s, which is (T' + T / s) da/dt, T' = a T - 1 / sqrt(2 pi), da/dt = (a + 6)^2 / 12 */
+    *lo += t_lo * (d * d * (1.0 / 12.0)) * FN_FMA(b + v, hi, -0x1.9884533d43651p-2);
+    return hi;
+}
+
+/* gelu'(-a) * e^(a^2 / 2) + *lo for a >= 0, gelu'(x) = Phi(x) + x phi(x). Its zero is a factor, with a tail, so the result is good near it. */
+FN double gelu_slope_tail_f64(double a, double *lo)
+{
+    double b = min_f64(a, 39.0), d_lo, d = two_sum_f64(b, 6.0, &d_lo);
+    double t_lo, t = tail_variable_f64(b, d, d_lo, 1.0 / d, &t_lo), t2 = t * t, t4 = t2 * t2;
+    double p = FN_FMA(FN_FMA(-0x1.0ffb28e73a871p-33, t, -0x1.966bcf18a1af4p-30), t2, FN_FMA(-0x1.bba67f39f7478p-31, t, 0x1.ff13882ed883cp-27));
+    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.3770dc9d940bfp-28, t, -0x1.0415ba4830f7dp-23), t2, FN_FMA(0x1.22ded3e798123p-22, t, 0x1.1dc714772f147p-21)));
+    p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.1e211ad767aafp-18, t, 0x1.129d4e249cae9p-17), t2, FN_FMA(0x1.36b87c913d58ap-16, t, -0x1.910026a3dd0ccp-13)));
+    p = FN_FMA(p, t, 0x1.a6077a2bededbp-11);
+    p = FN_FMA(p, t, -0x1.40193e102d8e5p-9);
+    p = FN_FMA(p, t, 0x1.8a93fa4f2fceap-8);
+    p = FN_FMA(p, t, -0x1.9fa21f521ec9p-7);
+    p = FN_FMA(p, t, 0x1.807d2b6b8823ap-6);
+    p = FN_FMA(p, t, -0x1.3dc104a8b258fp-5);
+    p = FN_FMA(p, t, 0x1.dac68526dfb9ep-5);
+    p = FN_FMA(p, t, -0x1.4376b99ad949bp-4);
+    double y_lo, y = fast_two_sum_f64(0x1.c6657e6853013p-2, t * p, &y_lo), hi;
+    double f_lo, f = two_sum_f64(0x1.80ead197f00b4p-1, -b, &f_lo);
+    y_lo += 0x1.575eb120452a8p-57;
+    hi = two_prod_f64(y, f, lo);
+    *lo += FN_FMA(y, f_lo - 0x1.13e74c58cada8p-56, y_lo * f);
+    return hi;
 }

@@ -14,7 +14,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpmath import cos, erfc, exp, expm1, fabs, fdot, findroot, fsum, log, log1p, lu_solve, matrix, mp, mpf, pi, sqrt
+from mpmath import (
+    atanh,
+    cos,
+    erfc,
+    exp,
+    expm1,
+    fabs,
+    fdot,
+    findroot,
+    fsum,
+    log,
+    log1p,
+    lu_solve,
+    matrix,
+    mp,
+    mpf,
+    pi,
+    sqrt,
+)
 
 mp.prec = 240
 
@@ -32,6 +50,7 @@ class Fit:
     low: mpf
     high: mpf
     degree: int
+    long_constant: bool = False  # the constant term has a low part, so it is rounded to twice the bits
 
 
 def rounded(value: mpf, bits: int) -> mpf:
@@ -78,7 +97,7 @@ def coefficients(fit: Fit, bits: int) -> tuple[list[mpf], mpf]:
     for power in range(fit.degree + 1):
         left = [t - fdot(fixed, row[:power]) for t, row in zip(targets, rows, strict=True)]
         free = least_squares([row[power:] for row in rows], left, weights)
-        fixed.append(rounded(free[0], bits))
+        fixed.append(rounded(free[0], 2 * bits if fit.long_constant and power == 0 else bits))
     return fixed, max(errors(fixed))
 
 
@@ -93,10 +112,6 @@ def c_literal(value: mpf, bits: int) -> str:
 
 HALF_LN2 = log(mpf(2)) / 2 * (1 + mpf(2) ** -12)  # the reduced argument of exp, rounding of k included
 
-# Tail functions of gelu, for a >= 0. The variable of both polynomials is t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE.
-TAIL_SHIFT = {SINGLE: mpf(4), DOUBLE: mpf(5)}
-TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}
-
 
 def normal_tail(a: mpf) -> mpf:
     return erfc(a / sqrt(mpf(2))) / 2 * exp(a * a / 2)
@@ -106,50 +121,71 @@ def gelu_slope_tail(a: mpf) -> mpf:
     return normal_tail(a) - a / sqrt(2 * pi)
 
 
-def slope_zero() -> mpf:
-    return findroot(gelu_slope_tail, mpf("0.7517915"))
+SLOPE_ZERO = findroot(gelu_slope_tail, mpf("0.7517915"))
+TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}  # beyond it e^(-a^2 / 2) is 0
+
+# float32: both tails are polynomials in t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE
+TAIL_SHIFT = mpf(4)
+TAIL_CENTRE = rounded((1 / (TAIL_END[SINGLE] + TAIL_SHIFT) + 1 / TAIL_SHIFT) / 2, 8)
+# float64: in t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE), and (a + TAIL_LEVEL) * normal_tail(a) is nearly constant
+TAIL_MIDDLE = mpf(6)
+TAIL_LEVEL = mpf(9) / 8
 
 
 def tail_fit(bits: int, target: Function, degree: int) -> Fit:
     """Relative fit of target(a) as a polynomial in t."""
-    low, high = 1 / (TAIL_END[bits] + TAIL_SHIFT[bits]), 1 / TAIL_SHIFT[bits]
-    centre = tail_centre(bits)
+    end = TAIL_END[bits]
+    if bits == SINGLE:
+        low, high = 1 / (end + TAIL_SHIFT) - TAIL_CENTRE, 1 / TAIL_SHIFT - TAIL_CENTRE
+    else:
+        low, high = mpf(-1), (end - TAIL_MIDDLE) / (end + TAIL_MIDDLE)
 
     def of_t(t: mpf) -> mpf:
-        return target(1 / (t + centre) - TAIL_SHIFT[bits])
+        return target(1 / (t + TAIL_CENTRE) - TAIL_SHIFT if bits == SINGLE else TAIL_MIDDLE * (1 + t) / (1 - t))
 
-    return Fit(of_t, lambda t: 1 / of_t(t), low - centre, high - centre, degree)
+    return Fit(of_t, lambda t: 1 / of_t(t), low, high, degree, long_constant=bits == DOUBLE)
 
 
-def tail_centre(bits: int) -> mpf:
-    return rounded((1 / (TAIL_END[bits] + TAIL_SHIFT[bits]) + 1 / TAIL_SHIFT[bits]) / 2, 8)
+def exp_rest(r: mpf) -> mpf:
+    return (expm1(r) - r) / r**2 if r else mpf(1) / 2
 
 
 def fits(bits: int) -> dict[str, Fit]:
-    zero = slope_zero()
-    degree = lambda single, double: single if bits == SINGLE else double
+    single = bits == SINGLE
+    # log1p(f) = f - f**2 / 2 + f**3 * polynomial, error relative to log1p(f)
+    log1p_single = Fit(
+        lambda f: (log1p(f) - f + f * f / 2) / f**3 if f else mpf(1) / 3,
+        lambda f: f**3 / log1p(f) if f else mpf(0),
+        mpf(-1) / 4,
+        mpf(1) / 2,
+        9,
+    )
+    # log1p(f) = 2 * s + s * z * polynomial(z), s = f / (2 + f), z = s**2, error relative to 2 * s
+    log1p_double = Fit(
+        lambda z: 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z,
+        lambda z: z / 2,
+        mpf(2) ** -40,
+        mpf(1) / 25,
+        7,
+    )
     return {
-        # exp(r) = 1 + r + r**2 * exp(r)'s polynomial, error relative to exp(r)
-        "exp": Fit(
-            lambda r: (expm1(r) - r) / r**2 if r else mpf(1) / 2,
-            lambda r: r**2 * exp(-r),
-            -HALF_LN2,
-            HALF_LN2,
-            degree(4, 9),
+        # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
+        "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4 if single else 9),
+        # the same, error relative to exp(r) - 1; float32 gets by with the first
+        "expm1": Fit(exp_rest, lambda r: r**2 / expm1(r) if r else mpf(0), -HALF_LN2, HALF_LN2, 5 if single else 10),
+        "log1p": log1p_single if single else log1p_double,
+        # normal_tail(a) = polynomial / (a + TAIL_SHIFT or TAIL_LEVEL)
+        "normal_tail": tail_fit(
+            bits, lambda a: normal_tail(a) * (a + (TAIL_SHIFT if single else TAIL_LEVEL)), 9 if single else 22
         ),
-        # log1p(f) = f - f**2 / 2 + f**3 * polynomial, error relative to log1p(f)
-        "log1p": Fit(
-            lambda f: (log1p(f) - f + f * f / 2) / f**3 if f else mpf(1) / 3,
-            lambda f: f**3 / log1p(f) if f else mpf(0),
-            mpf(-1) / 4,
-            mpf(1) / 2,
-            degree(9, 21),
-        ),
-        # normal_tail(a) = polynomial / (a + TAIL_SHIFT)
-        "normal_tail": tail_fit(bits, lambda a: normal_tail(a) * (a + TAIL_SHIFT[bits]), 9 if bits == SINGLE else 20),
         # gelu_slope_tail(a) = (zero - a) * polynomial
-        "gelu_slope_tail": tail_fit(bits, lambda a: gelu_slope_tail(a) / (zero - a), 9 if bits == SINGLE else 20),
+        "gelu_slope_tail": tail_fit(bits, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 9 if single else 20),
     }
+
+
+def in_parts(value: mpf, bits: int) -> str:
+    high = rounded(value, bits)
+    return f"{c_literal(high, bits)} + {c_literal(rounded(value - high, bits), bits)}"
 
 
 def main(names: list[str]) -> None:
@@ -159,12 +195,11 @@ def main(names: list[str]) -> None:
                 continue
             polynomial, error = coefficients(fit, bits)
             print(f"{name}, {bits} bits, degree {fit.degree}: error {float(error * 2**bits):.4f} units of 2^-{bits}")
-            for value in polynomial:
-                print(f"    {c_literal(value, bits)}")
-        print(f"tail centre {c_literal(tail_centre(bits), bits)}")
-        for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": slope_zero()}.items():
-            high = rounded(value, bits)
-            print(f"{name}: {c_literal(high, bits)} + {c_literal(rounded(value - high, bits), bits)}")
+            for power, value in enumerate(polynomial):
+                print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, bits))
+        for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():
+            print(f"{name}: {in_parts(value, bits)}")
+    print(f"tail centre {c_literal(TAIL_CENTRE, SINGLE)}")
 
 
 if __name__ == "__main__":
