@@ -234,3 +234,41 @@ cdef void merge_axes(Plan* plan, ndarray y) noexcept:
         plan.shape[0] = 1
         for i in range(count):
             operands[i].strides[0] = operands[i].itemsize
+
+
+def stream_copy(source, target):
+    """Copy one plain array to another of its form past the caches, on this call's threads: the yardstick of the benchmarks."""
+    if not (is_plain(source) and is_plain(target) and same_form(<ndarray> source, <ndarray> target)
+            and cnp.PyArray_ISWRITEABLE(<ndarray> target)):
+        raise ValueError("stream_copy needs two contiguous float32 or float64 arrays of one dtype and shape")
+    if may_overlap(<ndarray> source, <ndarray> target):
+        raise ValueError("stream_copy needs arrays that do not overlap")
+    cdef Copy job
+    cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(<ndarray> source)
+    cdef int parts
+    job.level = current_level()
+    job.source = cnp.PyArray_BYTES(<ndarray> source)
+    job.target = cnp.PyArray_BYTES(<ndarray> target)
+    job.nbytes = nbytes
+    with nogil:
+        parts = parts_for(0.05 * nbytes, nbytes // BLOCK_BYTES + 1)
+        job.part = (nbytes // parts + BLOCK_BYTES) & -BLOCK_BYTES
+        fn_parallel(copy_part, &job, parts)
+
+
+cdef struct Copy:
+    const fn_level* level
+    const char* source
+    char* target
+    Py_ssize_t nbytes
+    Py_ssize_t part
+
+
+cdef void copy_part(void* context, int part) noexcept nogil:
+    cdef Copy* job = <Copy*> context
+    cdef Py_ssize_t start = part * job.part, stop = min(job.nbytes, start + job.part), head
+    if start < stop:
+        head = min(stop - start, <Py_ssize_t> (-<uintptr_t> (job.target + start) % CACHE_LINE))
+        memcpy(job.target + start, job.source + start, head)
+        job.level.stream(job.target + start + head, job.source + start + head, stop - start - head)
+        fn_stream_fence()
