@@ -1,0 +1,234 @@
+"""Exact values and errors in ULP: what verification measures against.
+
+For float32 the oracle is fastnn.reference in float64, evaluated on the very same inputs and not rounded. For float64
+it is mpmath, where that is installed. Nothing compiled takes part in either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import fastnn.reference as reference
+from fastnn._table import Activation
+
+HAVE_MPMATH = importlib.util.find_spec("mpmath") is not None
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Bits of precision, exponent of the smallest subnormal, and of what rounds to infinity.
+_FORMATS = {"float16": (11, -24, 16), "float32": (24, -149, 128), "float64": (53, -1074, 1024)}
+_UNSIGNED = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}
+_EXPONENT = np.uint64(0x7FF0000000000000)
+
+
+def ulp_error(got: Array, exact: Array, low: Array | None = None) -> Array:
+    """|got - exact| in units of got's format at the exact value; inf where one is NaN and the other is not.
+
+    Below the normal numbers the unit is the smallest subnormal. An infinite result counts as the power of two that
+    rounds to it, so an overflow at the right place costs nothing and one too early costs its distance. ``low`` adds
+    the part of an exact value that its float64 does not hold.
+    """
+    name = got.dtype.name
+    precision, smallest, top = _FORMATS[name]
+    if name == "float64":
+        # at the format's own width the exponent comes from the value rounded to it, which is what exact holds
+        _, exponent = np.frexp(exact)
+        unit = np.ldexp(1.0, np.where(exact == 0, smallest, np.maximum(exponent - precision, smallest)))
+    else:
+        scale = 2.0 ** (1 - precision)
+        unit = np.maximum((exact.view(np.uint64) & _EXPONENT).view(np.float64) * scale, 2.0**smallest)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if name == "float64":
+            difference = np.where(got == exact, 0.0, got - exact)
+        else:
+            bound = 2.0**top
+            wide = got.astype(np.float64)
+            difference = np.clip(wide, -bound, bound) - np.clip(exact, -bound, bound)
+            unit = np.minimum(unit, 2.0 ** (top - precision))
+        if low is not None:
+            difference = difference - low
+        error = np.abs(difference) / unit
+    both = np.isnan(got) & np.isnan(exact)
+    return np.where(both, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
+def ordered(keys: Array, dtype: str) -> Array:
+    """The numbers of a format in increasing order: key 0 is +0, key k the k-th above it, -k the k-th below."""
+    unsigned = _UNSIGNED[dtype]
+    sign = unsigned(1 << (np.dtype(unsigned).itemsize * 8 - 1))
+    magnitude = np.abs(keys).astype(unsigned)
+    return np.where(keys < 0, magnitude | sign, magnitude).astype(unsigned).view(dtype)
+
+
+def infinity_key(dtype: str) -> int:
+    """The key of +inf: every number of the format has a key between its negative and itself."""
+    return int(np.array(np.inf, dtype).view(_UNSIGNED[dtype]))
+
+
+def chunks(dtype: str, full: bool, total: int, size: int = 1 << 18) -> Iterator[tuple[int, int, int]]:
+    """(first key, step, count): all numbers in order, or runs of neighbours evenly spread over all of them.
+
+    Runs, because neighbours are what shows whether a function is monotone and where it changes branch.
+    """
+    top = infinity_key(dtype)
+    if full or 2 * top + 1 <= total:
+        for first in range(-top, top + 1, size):
+            yield first, 1, min(size, top + 1 - first)
+        return
+    run = 64
+    yield -top, (2 * top + 1 - run) // (total // run - 1), total // run
+
+
+def keys_of(chunk: tuple[int, int, int], full: bool) -> Array:
+    first, step, count = chunk
+    if full or step == 1:
+        return np.arange(first, first + count, dtype=np.int64)
+    return (first + step * np.arange(count, dtype=np.int64)[:, None] + np.arange(64)).ravel()
+
+
+def _parameters(row: Activation, dtype: str) -> dict[str, Any]:
+    """The defaults as the kernel sees them: rounded to the dtype it computes in."""
+    kind = np.float64 if dtype == "float64" else np.float32
+    values: dict[str, Any] = {parameter.name: float(kind(parameter.default)) for parameter in row.params}
+    if row.name == "gelu_tanh":
+        values["approximate"] = "tanh"
+    return values
+
+
+def exact_float64(row: Activation, direction: str, saved: Array) -> Array:
+    """The reference in float64 on float16 or float32 values, dy = 1."""
+    wide = saved.astype(np.float64)
+    if direction == "forward":
+        return np.asarray(getattr(reference, row.function)(wide, **_parameters(row, saved.dtype.name)))
+    ones = np.ones_like(wide)
+    function = getattr(reference, row.function + "_backward")
+    return np.asarray(function(ones, wide, **_parameters(row, saved.dtype.name)))
+
+
+def interior_zero(row: Activation) -> float | None:
+    """Where the derivative of a function with a hump crosses zero: near it the error is bounded absolutely."""
+    if row.name not in ("gelu", "gelu_tanh", "silu", "mish"):
+        return None
+    low, high = -3.0, -0.1
+    for _ in range(60):
+        middle = (low + high) / 2
+        if exact_float64(row, "backward", np.array([middle]))[0] < 0:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+# --- float64: mpmath --------------------------------------------------------------------------------------------------
+
+
+def _mp_formulas() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]:
+    import mpmath as mp
+
+    slope, alpha, scale = (
+        mp.mpf(0.01),
+        mp.mpf("1.6732632423543772848170429916717"),
+        mp.mpf("1.0507009873554804934193349852946"),
+    )
+
+    def sigmoid(x: Any) -> Any:
+        return 1 / (1 + mp.exp(-x))
+
+    def gelu_u(x: Any) -> Any:
+        return mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3)
+
+    def gelu_du(x: Any) -> Any:
+        return mp.sqrt(2 / mp.pi) * (1 + 3 * mp.mpf("0.044715") * x**2)
+
+    def half_tanh(u: Any) -> Any:  # (1 + tanh(u)) / 2 without cancelling
+        return sigmoid(2 * u)
+
+    def mish_t(x: Any) -> Any:
+        e = mp.exp(x)
+        return e * (e + 2) / (e * (e + 2) + 2)
+
+    def normal(x: Any) -> Any:
+        return mp.erfc(-x / mp.sqrt(2)) / 2
+
+    def density(x: Any) -> Any:
+        return mp.exp(-x * x / 2) / mp.sqrt(2 * mp.pi)
+
+    def mish_backward(x: Any) -> Any:
+        t, e = mish_t(x), mp.exp(x)
+        sech2 = 4 * (1 + e) ** 2 / (e * (e + 2) + 2) ** 2
+        return t + x * sech2 * sigmoid(x)
+
+    def step(low: Any, high: Any) -> Callable[[Any], Any]:
+        return lambda x: mp.mpf(1) if low < x < high else mp.mpf(0)
+
+    return {
+        "sigmoid": (sigmoid, lambda y: y * (1 - y)),
+        "tanh": (mp.tanh, lambda y: 1 - y * y),
+        "relu": (lambda x: max(x, mp.mpf(0)), lambda y: mp.mpf(y > 0)),
+        "leaky_relu": (lambda x: x if x > 0 else slope * x, lambda x: mp.mpf(1) if x > 0 else slope),
+        "relu6": (lambda x: min(max(x, mp.mpf(0)), mp.mpf(6)), step(0, 6)),
+        "hardtanh": (lambda x: min(max(x, mp.mpf(-1)), mp.mpf(1)), step(-1, 1)),
+        "hardsigmoid": (lambda x: min(max(x + 3, mp.mpf(0)), mp.mpf(6)) / 6, lambda x: step(-3, 3)(x) / 6),
+        "hardswish": (
+            lambda x: x * min(max(x + 3, mp.mpf(0)), mp.mpf(6)) / 6,
+            lambda x: mp.mpf(0) if x <= -3 else mp.mpf(1) if x >= 3 else (2 * x + 3) / 6,
+        ),
+        "elu": (lambda x: x if x > 0 else mp.expm1(x), lambda x: mp.mpf(1) if x > 0 else mp.exp(x)),
+        "celu": (lambda x: x if x > 0 else mp.expm1(x), lambda x: mp.mpf(1) if x > 0 else mp.exp(x)),
+        "selu": (
+            lambda x: scale * (x if x > 0 else alpha * mp.expm1(x)),
+            lambda x: scale * (1 if x > 0 else alpha * mp.exp(x)),
+        ),
+        "gelu": (lambda x: x * normal(x), lambda x: normal(x) + x * density(x)),
+        "gelu_tanh": (
+            lambda x: x * half_tanh(gelu_u(x)),
+            lambda x: half_tanh(gelu_u(x)) + 2 * x * half_tanh(gelu_u(x)) * half_tanh(-gelu_u(x)) * gelu_du(x),
+        ),
+        "silu": (lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * sigmoid(-x))),
+        "mish": (lambda x: x * mish_t(x), mish_backward),
+        "softsign": (lambda x: x / (1 + abs(x)), lambda x: 1 / (1 + abs(x)) ** 2),
+        "log_sigmoid": (lambda x: -mp.log1p(mp.exp(-x)), lambda x: sigmoid(-x)),
+        "softplus": (lambda x: mp.log1p(mp.exp(x)), sigmoid),
+    }
+
+
+def exact_mpmath(row: Activation, direction: str, saved: Array) -> tuple[Array, Array]:
+    """The exact value of each element as the sum of two float64: the nearest one and what is left."""
+    import mpmath as mp
+
+    formula = _mp_formulas()[row.name][direction == "backward"]
+    high, low = np.empty_like(saved), np.empty_like(saved)
+    with mp.workprec(220):
+        for i, value in enumerate(saved.tolist()):
+            # beyond, every function is at a limit that its float64 formula gives; exp(1e300) is not feasible
+            exact = formula(mp.mpf(value)) if abs(value) < 1e5 else mp.mpf(_limit(row, direction, value))
+            high[i] = float(exact)
+            low[i] = float(exact - mp.mpf(high[i])) if np.isfinite(high[i]) else 0.0
+    return high, low
+
+
+def _limit(row: Activation, direction: str, value: float) -> float:
+    return float(exact_float64(row, direction, np.array([value]))[0])
+
+
+def float64_sample(row: Activation, direction: str, count: int) -> Array:
+    """Random bit patterns, random values where functions bend, and the neighbourhood of their kinks."""
+    rng = np.random.default_rng(7)
+    top = infinity_key("float64")
+    parts = [
+        ordered(rng.integers(-top + 1, top, count // 4), "float64"),
+        rng.uniform(-40, 40, count // 4),
+        rng.normal(size=count // 4),
+        rng.uniform(-745, 710, count // 8),
+        np.ldexp(rng.uniform(-1, 1, count // 8), rng.integers(-60, 1, count // 8)),
+        np.concatenate([np.nextafter(k, [-9.0, 9.0]) for k in (-3.0, -1.0, 1.0, 3.0, 6.0)]),
+    ]
+    values = np.concatenate(parts)
+    if direction == "backward" and row.saved == "y" and row.name in ("sigmoid", "tanh"):
+        low = -1.0 if row.name == "tanh" else 0.0
+        inside = np.concatenate([rng.uniform(low, 1, count // 2), 1 - np.ldexp(rng.uniform(0, 1, count // 4), -30)])
+        return np.concatenate([values[np.abs(values) <= 1], inside])
+    return values
