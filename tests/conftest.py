@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests: every instruction-set level and thread count of this machine."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import fastnn as fn
+
+
+@pytest.fixture(params=fn.runtime.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once on each level that this processor has."""
+    with fn.runtime.use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=(1, 2))
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run the test on one thread and on two."""
+    with fn.runtime.threads(request.param):
+        yield request.param

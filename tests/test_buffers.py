@@ -1,0 +1,247 @@
+"""`out=`, in-place work and every kind of overlap; subclasses, masked, 0-d and zero-size arrays; large results."""
+
+import numpy as np
+import pytest
+from cases import DTYPES, assert_same_bits, defaults, layouts, sample
+
+import fastnn as fn
+
+by_row = pytest.mark.parametrize("case", defaults(), ids=lambda case: case.id)
+
+
+@by_row
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_out_in_every_layout(case, dtype, isa, tmp_path):
+    values = np.resize(sample(dtype, 500), (5, 67))
+    saved = case.saved(values)
+    y, dx = case.forward(fn, values), case.backward(fn, values, saved)
+    for name, out in layouts(np.zeros_like(values), tmp_path):
+        if name in ("byte-swapped", "read-only memmap"):
+            continue
+        assert case.forward(fn, values, out=out) is out
+        assert_same_bits(out, y, name)
+        assert case.backward(fn, values, saved, out=out) is out
+        assert_same_bits(out, dx, name)
+
+
+@by_row
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place(case, dtype, isa, tmp_path):
+    values = np.resize(sample(dtype, 500), (5, 67))
+    saved = case.saved(values)
+    grads = values[::-1].copy()
+    y, dx = case.forward(fn, values), case.backward(fn, grads, saved)
+    for name, x in layouts(values, tmp_path):
+        if name in ("byte-swapped", "read-only memmap"):
+            continue
+        case.forward(fn, x, out=x)
+        assert_same_bits(x, y, name)
+    for name, dy in layouts(grads, tmp_path):
+        if name in ("byte-swapped", "read-only memmap"):
+            continue
+        case.backward(fn, dy, saved, out=dy)
+        assert_same_bits(dy, dx, name)
+    for name, s in layouts(saved, tmp_path):
+        if name in ("byte-swapped", "read-only memmap"):
+            continue
+        case.backward(fn, grads, s, out=s)
+        assert_same_bits(s, dx, name)
+    both = values.copy()
+    assert_same_bits(case.backward(fn, both, both, out=both), case.backward(fn, values, values))
+
+
+@pytest.mark.parametrize("n", [1, 17, 1000, 40000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shifted_overlap(n, dtype, isa, threads):
+    """The result is the one without an overlap, whichever way and however far the result is shifted."""
+    for shift in (1, 3, 16, 64, 1023):
+        for forwards in (True, False):
+            raw = np.resize(sample(dtype, 2000), n + shift)
+            x, out = (raw[:n], raw[shift:]) if forwards else (raw[shift:], raw[:n])
+            want = fn.silu(x.copy())
+            fn.silu(x, out=out)
+            assert_same_bits(out, want, (shift, forwards))
+
+
+def overlapping_pairs():
+    """(name, x, out) sharing memory; x is filled later."""
+    raw = np.zeros(4000, np.float32)
+    yield "reversed", raw[:1000], raw[999::-1]
+    yield "every other", raw[:1000:2], raw[:500]
+    yield "spread", raw[:500], raw[:1000:2]
+    yield "interleaved", raw[::2], raw[1::2]
+    square = raw[:3600].reshape(60, 60)
+    yield "transposed", square, square.T
+    yield "rows reversed", square, square[::-1]
+    yield "columns shifted", square[:, :-1], square[:, 1:]
+    yield "broadcast", np.broadcast_to(raw[5:6], (50,)), raw[:50]
+    yield "one row for all", np.broadcast_to(square[3], (60, 60)), square
+    raw64 = np.zeros(1000, np.float64)
+    yield "read as another dtype", raw64.view(np.float32)[:1000], raw64.view(np.float32)[1000:0:-1]
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in overlapping_pairs()])
+def test_every_kind_of_overlap(name, isa):
+    def arrays():
+        x, out = next((x, out) for other, x, out in overlapping_pairs() if other == name)
+        base = x if x.base is None else x.base
+        while base.base is not None:
+            base = base.base
+        base.view(np.float32)[...] = np.resize(sample(np.float32, 1500)[50:], base.view(np.float32).shape)
+        return x, out
+
+    x, out = arrays()
+    want = fn.gelu(x.copy())
+    fn.gelu(x, out=out)
+    assert_same_bits(out, want)
+
+    x, out = arrays()
+    other = np.resize(sample(np.float32, 1500, seed=1), x.shape)
+    want = fn.gelu_backward(x.copy(), other)
+    fn.gelu_backward(x, other, out=out)
+    assert_same_bits(out, want)
+
+    x, out = arrays()
+    want = fn.gelu_backward(other, x.copy())
+    fn.gelu_backward(other, x, out=out)
+    assert_same_bits(out, want)
+
+    x, out = arrays()
+    want = fn.gelu_backward(x.copy(), x.copy())
+    fn.gelu_backward(x, x, out=out)
+    assert_same_bits(out, want)
+
+
+def test_overlap_of_input_and_result_of_other_dtypes(isa):
+    raw = np.linspace(-3, 3, 200)
+    x = raw.view(np.float32)[:100]
+    x[...] = np.linspace(-2, 2, 100)
+    want = fn.tanh_backward(np.ones(100), x.copy())
+    out = raw[:100]
+    fn.tanh_backward(np.ones(100), x, out=out)
+    assert_same_bits(out, want)
+    ints = np.arange(8)
+    out = ints.view(np.float64)
+    fn.relu(ints, out=out)
+    assert list(out) == list(range(8))
+
+
+def test_byte_swapped_input_over_its_own_memory(isa):
+    raw = np.linspace(-3, 3, 99).astype(np.float32)
+    swapped = raw.astype(">f4")
+    out = swapped.view(np.float32)
+    want = fn.tanh(raw)
+    fn.tanh(swapped, out=out)
+    assert_same_bits(out, want)
+
+
+class Tagged(np.ndarray):
+    def __array_finalize__(self, obj):
+        if obj is not None:
+            self.tag = getattr(obj, "tag", None)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_subclasses_are_taken_as_ndarray():
+    x = np.linspace(-1, 1, 20, dtype=np.float32)
+    want = fn.sigmoid(x)
+    for other in (np.asmatrix(x), x.view(Tagged), np.rec.array(x)):
+        y = fn.sigmoid(other)
+        assert type(y) is np.ndarray
+        assert_same_bits(y.ravel(), want)
+        dx = fn.sigmoid_backward(other, other)
+        assert type(dx) is np.ndarray
+    out = np.empty_like(x).view(Tagged)
+    assert fn.sigmoid(x, out=out) is out
+    assert_same_bits(np.asarray(out), want)
+    assert fn.sigmoid_backward(x, x, out=out) is out
+
+
+class Duck:
+    """Something that only knows how to become an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_anything_with_an_array_protocol():
+    x = np.linspace(-1, 1, 5, dtype=np.float32)
+    assert_same_bits(fn.relu(Duck(x)), fn.relu(x))
+    assert_same_bits(fn.relu(memoryview(x)), fn.relu(x))
+
+
+@by_row
+def test_zero_dimensions_and_zero_size(case, isa):
+    for dtype in DTYPES:
+        x = np.array(0.5, dtype)
+        for given in (x, x.astype(x.dtype.newbyteorder()), dtype(0.5)):
+            y = case.forward(fn, given)
+            assert isinstance(y, np.ndarray) and y.shape == () and y.dtype == dtype
+            assert y == case.forward(fn, np.array([0.5], dtype))[0]
+            dx = case.backward(fn, given, given)
+            assert isinstance(dx, np.ndarray) and dx.shape == () and dx.dtype == dtype
+        out = np.zeros((), dtype)
+        assert case.forward(fn, x, out=out) is out and out == y
+        for shape in ((0,), (0, 3), (3, 0), (2, 0, 4)):
+            empty = np.zeros(shape, dtype)
+            assert case.forward(fn, empty).shape == case.backward(fn, empty, empty).shape == shape
+            assert case.forward(fn, empty, out=empty) is empty
+            strided = np.zeros((6, 6), dtype)[3:3, ::2]
+            assert case.forward(fn, strided).shape == (0, 3)
+
+
+def test_many_dimensions(isa):
+    x = np.random.default_rng(0).normal(size=(2,) * 12).astype(np.float32)
+    turned = x.transpose(tuple(range(11, -1, -1)))[::-1, :, ::-1]
+    assert_same_bits(fn.tanh(turned), np.ascontiguousarray(fn.tanh(turned.copy())))
+    deep = np.zeros((1,) * 31 + (3,), np.float32)
+    assert fn.tanh(deep[..., ::-1]).shape == deep.shape
+
+
+def test_inputs_are_never_written(isa):
+    x = sample(np.float32, 500)
+    x.flags.writeable = False
+    before = x.tobytes()
+    for case in defaults():
+        case.forward(fn, x)
+        case.backward(fn, x, x)
+    assert x.tobytes() == before
+
+
+def test_nothing_is_written_beyond_the_result(isa):
+    for dtype in DTYPES:
+        for n in (1, 7, 16, 63, 1000):
+            for offset in (0, 1, 5):
+                raw = np.full(n + 64, 7, dtype)
+                out = raw[offset : offset + n]
+                x = np.linspace(-1, 1, n).astype(dtype)
+                fn.tanh(x, out=out)
+                fn.tanh_backward(x, x, out=out)
+                assert np.all(raw[:offset] == 7) and np.all(raw[offset + n :] == 7)
+                spread = np.full(3 * n, 7, dtype)
+                fn.tanh(x, out=spread[::3])
+                assert np.all(spread[1::3] == 7) and np.all(spread[2::3] == 7)
+
+
+def test_results_past_the_caches(threads):
+    """Large enough to be streamed past the caches and split among threads; neither end is aligned."""
+    n = (52 << 20) // 4 + 37
+    x = np.resize(np.linspace(-4, 4, 99991, dtype=np.float32), n)
+    want = np.resize(fn.relu(x[:99991]), n)
+    assert_same_bits(fn.relu(x), want)
+    raw = np.zeros(n + 3, np.float32)
+    for offset in (1, 3):
+        fn.relu(x, out=raw[offset : offset + n])
+        assert_same_bits(raw[offset : offset + n], want)
+    assert_same_bits(fn.relu_backward(x, x), want)
+    fn.relu(x, out=x)
+    assert_same_bits(x, want)
+
+
+def test_results_keep_the_layout_of_the_input():
+    x = np.asfortranarray(np.zeros((30, 40), np.float32))
+    assert fn.relu(x).flags.f_contiguous
+    assert fn.relu(x.T).flags.c_contiguous

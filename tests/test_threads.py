@@ -1,0 +1,234 @@
+"""Threads: fork, concurrent callers, and where the number of threads comes from."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import assert_same_bits
+
+import fastnn as fn
+
+BIG = np.linspace(-5, 5, 400_000, dtype=np.float32)
+
+
+def run(script, timeout=60, **environment):
+    """Run a script in a fresh interpreter, where fastnn is imported with this environment; its output."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("FASTNN_ISA", "FASTNN_NUM_THREADS", "OMP_NUM_THREADS")}
+    path = os.pathsep.join([str(Path(fn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**clean, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+FORK = """
+import os, warnings
+import numpy as np, fastnn as fn
+warnings.simplefilter("ignore", DeprecationWarning)
+fn.runtime.set_num_threads(2)
+x = np.linspace(-5, 5, 1_000_000, dtype=np.float32)
+want = fn.gelu(x)
+for generation in range(3):
+    child = os.fork()
+    if child == 0:
+        same = all(np.array_equal(fn.gelu(x), want) for _ in range(3))
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0 if np.array_equal(fn.gelu(x), want) else 1)
+        _, status = os.waitpid(grandchild, 0)
+        os._exit(0 if same and status == 0 else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert np.array_equal(fn.gelu(x), want)
+print("fine")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_fork_after_a_threaded_call():
+    assert run(FORK)[0] == "fine"
+
+
+POOL = """
+import multiprocessing, warnings
+import numpy as np, fastnn as fn
+warnings.simplefilter("ignore", DeprecationWarning)
+fn.runtime.set_num_threads(2)
+x = np.linspace(-5, 5, 1_000_000, dtype=np.float32)
+def work(i):
+    return float(fn.gelu(x * i).sum())
+if __name__ == "__main__":
+    alone = [work(i) for i in range(4)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(work, range(4)) == alone
+    print("fine")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_multiprocessing_pool_after_a_threaded_call():
+    assert run(POOL)[0] == "fine"
+
+
+def test_fork_while_another_thread_computes():
+    script = """
+import os, threading, warnings
+import numpy as np, fastnn as fn
+warnings.simplefilter("ignore", DeprecationWarning)
+fn.runtime.set_num_threads(2)
+x = np.linspace(-5, 5, 300_000, dtype=np.float32)
+want = fn.gelu(x)
+stop = False
+def busy():
+    while not stop:
+        fn.gelu(x)
+thread = threading.Thread(target=busy)
+thread.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(fn.gelu(x), want) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+stop = True
+thread.join()
+print("fine")
+"""
+    if hasattr(os, "fork"):
+        assert run(script)[0] == "fine"
+
+
+def test_concurrent_callers():
+    """Many Python threads share the pool; every one gets its own results."""
+    functions = [fn.relu, fn.sigmoid, fn.gelu, fn.silu, fn.softplus, fn.tanh]
+    wants = [f(BIG) for f in functions]
+
+    def work(i):
+        f, want = functions[i % len(functions)], wants[i % len(functions)]
+        with fn.runtime.threads(1 + i % 3):
+            for _ in range(5):
+                assert_same_bits(f(BIG), want)
+                small = BIG[i : i + 50]
+                assert_same_bits(f(small), want[i : i + 50])
+        return i
+
+    with fn.runtime.threads(2), ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(32))) == list(range(32))
+
+
+def test_choices_of_a_thread_are_its_own():
+    seen = []
+    first = fn.runtime.available_isas()[0]
+
+    def other():
+        seen.append((fn.runtime.num_threads(), fn.runtime.isa()))
+
+    default = fn.runtime.num_threads(), fn.runtime.isa()
+    with fn.runtime.threads(7), fn.runtime.use_isa(first):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        if fn.runtime.info()["thread support"].startswith("none"):
+            assert fn.runtime.num_threads() == 1
+        else:
+            assert fn.runtime.num_threads() == 7
+    assert seen == [default]
+    assert (fn.runtime.num_threads(), fn.runtime.isa()) == default
+
+
+def test_set_num_threads():
+    before = fn.runtime.num_threads()
+    try:
+        fn.runtime.set_num_threads(3)
+        assert fn.runtime.num_threads() == 3
+        with fn.runtime.threads(2):
+            assert fn.runtime.num_threads() == 2
+            with fn.runtime.threads(1):
+                assert fn.runtime.num_threads() == 1
+            assert fn.runtime.num_threads() == 2
+        assert fn.runtime.num_threads() == 3
+        fn.runtime.set_num_threads(10**6)  # more than there can be
+        assert_same_bits(fn.relu(BIG), np.maximum(BIG, 0))
+        fn.runtime.set_num_threads(np.int64(1))
+        assert fn.runtime.num_threads() == 1
+    finally:
+        fn.runtime.set_num_threads(before)
+
+
+SHOW = "import fastnn.runtime as r; print(r.num_threads(), r.isa())"
+
+
+def default_threads():
+    return run(SHOW)[0].split()[0]
+
+
+def test_threads_from_the_environment():
+    assert run(SHOW, FASTNN_NUM_THREADS="3")[0].split()[0] == "3"
+    assert run(SHOW, OMP_NUM_THREADS="5")[0].split()[0] == "5"
+    assert run(SHOW, OMP_NUM_THREADS="4,2")[0].split()[0] == "4"
+    assert run(SHOW, FASTNN_NUM_THREADS="3", OMP_NUM_THREADS="5")[0].split()[0] == "3"
+    assert run(SHOW, FASTNN_NUM_THREADS="", OMP_NUM_THREADS="5")[0].split()[0] == "5"
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-2", "2.5"])
+def test_bad_number_of_threads_in_the_environment(value):
+    output, errors = run(SHOW, FASTNN_NUM_THREADS=value, OMP_NUM_THREADS="5")
+    assert output.split()[0] == "5"
+    assert "RuntimeWarning" in errors and "FASTNN_NUM_THREADS" in errors and repr(value) in errors and "5" in errors
+    assert run(
+        "import warnings; warnings.simplefilter('error', DeprecationWarning); " + SHOW, OMP_NUM_THREADS=value
+    ) == (
+        run(SHOW)[0],
+        "",
+    )
+
+
+def test_level_from_the_environment():
+    for name in fn.runtime.available_isas():
+        assert run(SHOW, FASTNN_ISA=name)[0].split()[1] == name
+    best = fn.runtime.available_isas()[-1]
+    assert run(SHOW, FASTNN_ISA="")[0].split()[1] == best
+    output, errors = run(SHOW, FASTNN_ISA="mmx")
+    assert output.split()[1] == best
+    assert "RuntimeWarning" in errors and "FASTNN_ISA" in errors and "'mmx'" in errors and best in errors
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_threads_follow_the_affinity():
+    one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); "
+    assert run(one + SHOW)[0].split()[0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "expected"),
+    [
+        ({"a/b/cpu.max": "150000 100000"}, "0::/a/b", 2),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, "0::/a/b", 1),
+        ({"a/cpu.max": "max 100000"}, "0::/a", None),
+        ({"cpu.max": "50000 100000"}, "0::/", 1),
+        ({}, "0::/gone", None),
+        (
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            "4:cpu,cpuacct:/a",
+            3,
+        ),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/\n3:memory:/", None),
+    ],
+)
+def test_control_group_quota(files, membership, expected, tmp_path):
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    (tmp_path / "self").write_text(membership + "\n")
+    quota = fn.runtime._cgroup_quota(tmp_path / "cgroup", tmp_path / "self")
+    assert quota == (sys.maxsize if expected is None else expected)
