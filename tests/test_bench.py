@@ -186,3 +186,9 @@ def test_installed_peers_agree_on_a_quick_case(name: str) -> None:
         for direction in ("forward", "backward"):
             measured = runner.measure(Case(BY_NAME["sigmoid"], direction, (1000,), "float32"), 1, 0.001, 2)
             assert not measured.failed
+
+
+def test_every_family_has_a_file_in_benchmarks() -> None:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    for family in {op.family for op in OPS}:
+        assert f'of_family("{family}")' in (folder / f"bench_{family}.py").read_text()

@@ -219,20 +219,9 @@ def _report(lines: list[Line], outcomes: list[checks.Outcome], markdown: bool) -
         ]
         for line in lines
     ]
-    summary: dict[tuple[str, str], list[checks.Outcome]] = {}
-    for outcome in outcomes:
-        summary.setdefault((outcome.name, outcome.check), []).append(outcome)
-    rest = [
-        [
-            name,
-            check,
-            "; ".join(o.detail for o in group if o.detail)[:90],
-            _marked("ok" if all(o.ok for o in group) else "failed", not all(o.ok for o in group), markdown),
-        ]
-        for (name, check), group in summary.items()
-    ]
+    rest = _properties(outcomes, markdown)
     if markdown:
-        for head, table in ((columns, body), (["function", "property", "measured", "holds"], rest)):
+        for head, table in ((columns, body), (["property", "functions", "measured", "holds"], rest)):
             print("|", " | ".join(head), "|\n|" + "---|" * len(head))
             for cells in table:
                 print("|", " | ".join(cells), "|")
@@ -241,7 +230,26 @@ def _report(lines: list[Line], outcomes: list[checks.Outcome], markdown: bool) -
     if body:
         print_table("Largest error, in units in the last place of the exact result", columns, body)
     if rest:
-        print_table("Other properties", ["function", "property", "measured", "holds"], rest)
+        print_table("Other properties", ["property", "functions", "measured", "holds"], rest)
+
+
+def _properties(outcomes: list[checks.Outcome], markdown: bool) -> list[list[str]]:
+    """A line a property with what it holds for; measurements and failures on lines of their own."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    failed = {(outcome.check, outcome.name) for outcome in outcomes if not outcome.ok}
+    for outcome in outcomes:
+        bad = (outcome.check, outcome.name) in failed
+        if outcome.ok and bad:
+            continue
+        names = grouped.setdefault((outcome.check, outcome.detail), [])
+        if outcome.name not in names:
+            names.append(outcome.name)
+    result = []
+    for (check, detail), names in sorted(grouped.items()):
+        functions = f"all {len(names)}" if len(names) > 8 else ", ".join(names)
+        bad = any((check, name) in failed for name in names)
+        result.append([check, functions, detail[:90], _marked("failed" if bad else "yes", bad, markdown)])
+    return result
 
 
 def _marked(text: str, bad: bool, markdown: bool) -> str:

@@ -1,0 +1,313 @@
+"""Write measured tables and plots into the documentation.
+
+    python -m fastnn bench --json bench.json
+    python benchmarks/document.py performance bench.json
+    python benchmarks/document.py accuracy [--full]
+
+The first fills docs/performance.md and benchmarks/README.md between their markers and draws docs/images; the second
+runs ``python -m fastnn verify`` for docs/accuracy.md and measures the peers' errors on the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+
+from fastnn._table import ACTIVATIONS
+from fastnn.bench import oracle, report, verify
+from fastnn.bench.cases import BY_NAME, Case, shape_label
+from fastnn.bench.peers import PEERS
+from fastnn.bench.runner import COPY, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
+SHOWN = ("relu", "sigmoid", "tanh", "gelu", "silu", "softplus", "mish", "elu")
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- begin NAME --> and <!-- end NAME -->."""
+    content = path.read_text()
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
+    if not pattern.search(content):
+        raise SystemExit(f"{path} has no markers for {name}")
+    path.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", content))
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def times(value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return ""
+    return f"**{value:.2f}**" if value < 1 else f"{value:.2f}"
+
+
+# --- performance ------------------------------------------------------------------------------------------------------
+
+
+def means(rows: list[Row]) -> str:
+    """Geometric means for each family, dtype and number of threads; losses counted."""
+    body = []
+    for (family, dtype, threads, output), members in sorted(report.groups(rows).items()):
+        result = report.summary(members)
+        if not result["compared"]:
+            continue
+        values = [times(result["peers"].get(name)) for name in ("torch", "onednn", "numpy", "jax", "numba")]
+        counts = f"{result['losses']} of {result['compared']}"
+        body.append([family, dtype, str(threads), output, times(result["best peer"]), *values, counts])
+    columns = [
+        "",
+        "dtype",
+        "threads",
+        "output",
+        "best peer",
+        "PyTorch",
+        "oneDNN",
+        "NumPy",
+        "JAX",
+        "numba",
+        "lost cells",
+    ]
+    return table(columns, body)
+
+
+def elementwise(rows: list[Row], dtype: str, threads: int) -> str:
+    """Nanoseconds an element and ratio to the best peer, a column a size."""
+    members = [r for r in rows if r.output == "out" and r.dtype == dtype and r.threads == threads and len(r.shape) == 1]
+    sizes = sorted({row.shape for row in members})
+    cells = {(row.op, row.direction, row.shape): row for row in members}
+    body = []
+    for op, direction in dict.fromkeys((row.op, row.direction) for row in members):
+        line = [f"{op} {direction}"]
+        for size in sizes:
+            row = cells.get((op, direction, size))
+            if row is None or "fastnn" not in row.times:
+                line.append("")
+            else:
+                each = f"{row.times['fastnn'] / row.elements * 1e9:.3g}"
+                line.append(f"{each} ({times(row.ratio)} {row.best_peer or ''})")
+        body.append(line)
+    return table(["ns an element (times faster than)", *map(shape_label, sizes)], body)
+
+
+def shaped(rows: list[Row], dtype: str) -> str:
+    """Softmax and its kin and the normalizations: a line a shape, one and more threads side by side."""
+    members = [row for row in rows if row.dtype == dtype and len(row.shape) > 1 and row.output == "out"]
+    lines: dict[tuple[str, str, tuple[int, ...]], dict[int, Row]] = defaultdict(dict)
+    for row in members:
+        lines[row.op, row.direction, row.shape][row.threads] = row
+    counts = sorted({row.threads for row in members})
+    body = []
+    for (op, direction, shape), found in lines.items():
+        line = [f"{op} {direction}", shape_label(shape)]
+        for count in counts:
+            row = found.get(count)
+            if row is None or "fastnn" not in row.times:
+                line += ["", "", ""]
+                continue
+            share = f"{row.memory_bound / row.times['fastnn']:.0%}" if row.memory_bound else ""
+            line += [
+                f"{report.duration(row.times['fastnn'])} ({times(row.ratio)} {row.best_peer or ''})",
+                times(row.against("torch")),
+                share,
+            ]
+        body.append(line)
+    heads = [h for n in counts for h in (f"{n} thread{'s' * (n > 1)} (times faster than)", "PyTorch", "of copy speed")]
+    return table(["", "shape", *heads], body)
+
+
+def worst(rows: list[Row]) -> str:
+    losses = sorted((r for r in rows if r.ratio is not None and r.ratio < 1), key=lambda r: r.ratio or 0)
+    if not losses:
+        return "No cell is slower than its best peer."
+    body = [
+        [
+            f"{row.op} {row.direction}",
+            shape_label(row.shape),
+            row.dtype,
+            str(row.threads),
+            row.output,
+            report.duration(row.times["fastnn"]),
+            f"{row.best_peer} {report.duration(row.peers[row.best_peer or ''])}",
+            times(row.ratio),
+        ]
+        for row in losses
+    ]
+    return table(["", "shape", "dtype", "threads", "output", "fastnn", "best peer", "ratio"], body)
+
+
+def plot_sizes(rows: list[Row], threads: int) -> None:
+    """Time an element against size for well-known functions, forward and backward."""
+    for direction in ("forward", "backward"):
+        figure, axes = plt.subplots(2, 4, figsize=(13, 5.6), sharex=True, layout="constrained")
+        for axis, op in zip(axes.flat, SHOWN, strict=True):
+            members = [
+                r for r in rows if (r.op, r.direction, r.dtype, r.threads) == (op, direction, "float32", threads)
+            ]
+            members = sorted((r for r in members if r.output == "out"), key=lambda row: row.elements)
+            for name in dict.fromkeys(name for row in members for name in row.times):
+                points = [(r.elements, r.times[name] / r.elements * 1e9) for r in members if name in r.times]
+                style = {"linewidth": 2.4 if name == "fastnn" else 1.1, "linestyle": "--" if name == COPY else "-"}
+                axis.loglog(*zip(*points, strict=True), color=report.COLOURS.get(name), label=name, marker=".", **style)
+            axis.set_title(op)
+            axis.grid(alpha=0.25)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("ns an element")
+        for axis in axes[1]:
+            axis.set_xlabel("elements")
+        shown = {
+            label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=9, frameon=False)
+        figure.suptitle(f"{direction}, float32, {threads} thread{'s' * (threads > 1)}, preallocated output")
+        save(figure, f"time_{direction}.png")
+
+
+def plot_ratios(rows: list[Row]) -> None:
+    """How many times faster than the best peer, for each operation, over all its cells."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.ratio is not None:
+            values[f"{row.op} {row.direction}"].append(row.ratio)
+    names = sorted(values, key=lambda name: report.geometric_mean(values[name]))
+    figure, axis = plt.subplots(figsize=(8, 0.19 * len(names) + 1), layout="constrained")
+    for y, name in enumerate(names):
+        axis.plot([min(values[name]), max(values[name])], [y, y], color="#bbbbbb", zorder=1)
+    centre = [report.geometric_mean(values[name]) for name in names]
+    axis.scatter(centre, range(len(names)), s=18, color=report.COLOURS["fastnn"], zorder=2)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_ylim(-1, len(names))
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_xlabel("times as fast as the best peer: geometric mean and range over all cells")
+    save(figure, "ratios.png")
+
+
+def plot_roofline(rows: list[Row]) -> None:
+    """Memory traffic of the largest arrays beside the non-temporal copy."""
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for direction, colour in (("forward", "#1f77b4"), ("backward", "#ff7f0e")):
+        members = [r for r in rows if r.memory_bound and r.direction == direction and r.dtype == "float32"]
+        members = [r for r in members if r.threads == 1 and "fastnn" in r.times]
+        speeds = [r.nbytes / r.times["fastnn"] / 1e9 for r in members]
+        axis.scatter([r.nbytes for r in members], speeds, s=9, color=colour, label=f"fastnn {direction}", alpha=0.7)
+    limit: dict[int, float] = defaultdict(float)
+    for row in rows:
+        if row.memory_bound and row.dtype == "float32" and row.threads == 1 and len(row.shape) == 1:
+            limit[row.nbytes] = max(limit[row.nbytes], row.nbytes / row.memory_bound / 1e9)
+    axis.plot(*zip(*sorted(limit.items()), strict=True), "k--", linewidth=1, label="non-temporal copy")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("bytes read and written")
+    axis.set_ylabel("GB/s")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    save(figure, "roofline.png")
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / name, dpi=90)
+    plt.close(figure)
+
+
+def performance(paths: list[Path]) -> None:
+    rows, about = report.load_json(paths)
+    page, readme = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md"
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    machine = f"{about['machine']['cpu']}, {about['machine']['system']}; {versions}; {about['created']}."
+    fill(page, "machine", machine)
+    fill(page, "means", means(rows))
+    fill(page, "float32", elementwise(rows, "float32", 1))
+    fill(page, "float64", elementwise(rows, "float64", 1))
+    fill(page, "shapes", shaped(rows, "float32"))
+    fill(page, "losses", worst(rows))
+    fill(readme, "machine", machine)
+    fill(readme, "means", means(rows))
+    plot_sizes(rows, 1)
+    plot_ratios(rows)
+    plot_roofline(rows)
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "scipy", "onednn")) -> list[list[str]]:
+    """The largest float32 error of each peer, by the same yardstick as verification's."""
+    peers = [PEERS[name]() for name in names]
+    for peer in peers:
+        peer.load()
+        peer.set_threads(1)
+    body = []
+    for row in ACTIVATIONS:
+        plan = next(iter(oracle.chunks("float32", False, 1 << 21)))
+        saved = oracle.ordered(oracle.keys_of(plan, False), "float32")
+        exact = oracle.exact_float64(row, direction, saved)
+        # many libraries flush subnormal results to zero on purpose: that is not counted here
+        keep = (exact == 0) | ((np.abs(exact) >= 2.0**-126) & (np.abs(exact) < 2.0**128))
+        saved, exact = saved[keep], exact[keep]
+        data = {"x": saved, "saved": saved, "dy": np.ones_like(saved), "out": np.empty_like(saved)}
+        case = Case(BY_NAME[row.name], direction, saved.shape, "float32")
+        line = []
+        for peer in peers:
+            call = peer.prepare(case, data)
+            if call is None:
+                line.append("")
+                continue
+            got = np.asarray(call.collect(call.function(*call.args, **call.kwargs))[0])
+            finite = np.isfinite(got)
+            wrong_nan = "" if finite.all() else ", NaN or infinity"
+            largest = float(oracle.ulp_error(got[finite], exact[finite]).max())
+            line.append(f"{largest:.2f}{wrong_nan}" if largest < 1000 else f"{largest:.1e}{wrong_nan}")
+        body.append([f"{row.name} {direction}", *line])
+    for peer in peers:
+        peer.close()
+    return body
+
+
+def accuracy(full: bool) -> None:
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser)
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = verify.run(parser.parse_args(["--markdown", *(["--full"] if full else [])]))
+    errors, rest = text.getvalue().split("\n\n")[:2]
+    page = ROOT / "docs" / "accuracy.md"
+    fill(page, "errors", errors)
+    fill(page, "properties", rest)
+    with np.errstate(all="ignore"):
+        body = peer_errors("forward") + peer_errors("backward")
+    fill(page, "peers", table(["largest error in ULP, float32", "PyTorch", "NumPy idiom", "SciPy", "oneDNN"], body))
+    print(text.getvalue().splitlines()[-1])
+    if code:
+        raise SystemExit("verification failed: see the table")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    speed = commands.add_parser("performance")
+    speed.add_argument("json", type=Path, nargs="+")
+    commands.add_parser("accuracy").add_argument("--full", action="store_true")
+    args = parser.parse_args()
+    if args.command == "performance":
+        performance(args.json)
+    else:
+        accuracy(args.full)
+
+
+if __name__ == "__main__":
+    main()
