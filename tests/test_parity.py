@@ -74,6 +74,15 @@ def test_what_is_public_is_in_both():
     assert all(getattr(fn, name) is getattr(fn.activations, name) for name in compiled)
 
 
+def test_compiled_functions_have_stubs():
+    """Those of the activations are the twin's signatures; what else is declared exists."""
+    stub = Path(fn.__file__).with_name("_core.pyi").read_text()
+    assert "from fastnn.reference.activations import *" in stub
+    declared = re.findall(r"^(?:def )?([A-Za-z]\w+)[(:]", stub, re.M)
+    assert declared and all(hasattr(fn._core, name) for name in declared)
+    assert Path(fn.__file__).with_name("py.typed").exists()
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_function_is_documented(name):
     for module in (fn, ref):

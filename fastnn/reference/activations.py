@@ -24,9 +24,56 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastnn import _checks
 from fastnn.reference import _numerics as num
+
+__all__ = [
+    "celu",
+    "celu_backward",
+    "cross_entropy",
+    "elu",
+    "elu_backward",
+    "gelu",
+    "gelu_backward",
+    "hardsigmoid",
+    "hardsigmoid_backward",
+    "hardswish",
+    "hardswish_backward",
+    "hardtanh",
+    "hardtanh_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "log_sigmoid",
+    "log_sigmoid_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "maxout",
+    "maxout_backward",
+    "mish",
+    "mish_backward",
+    "prelu",
+    "prelu_backward",
+    "relu",
+    "relu6",
+    "relu6_backward",
+    "relu_backward",
+    "selu",
+    "selu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "silu",
+    "silu_backward",
+    "softmax",
+    "softmax_backward",
+    "softplus",
+    "softplus_backward",
+    "softsign",
+    "softsign_backward",
+    "tanh",
+    "tanh_backward",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -75,12 +122,12 @@ def _deliver(value: Any, dtype: np.dtype[Any], out: Any) -> Array:
 # --- functions that saturate -------------------------------------------------------------------------------------
 
 
-def sigmoid(x: Any, *, out: Any = None) -> Array:
+def sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Logistic function, 1 / (1 + exp(-x)). Its backward saves y."""
     return _forward(num.logistic, x, out)
 
 
-def sigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def sigmoid_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy * y * (1 - y), saved = y."""
 
     def formula(dy: Array, y: Array) -> Array:
@@ -89,12 +136,12 @@ def sigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def tanh(x: Any, *, out: Any = None) -> Array:
+def tanh(x: ArrayLike, *, out: Array | None = None) -> Array:
     """Hyperbolic tangent, (exp(x) - exp(-x)) / (exp(x) + exp(-x)). Its backward saves y."""
     return _forward(np.tanh, x, out)
 
 
-def tanh_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def tanh_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy * (1 - y**2), saved = y; as (1 - y)(1 + y), which does not cancel near |y| = 1."""
 
     def formula(dy: Array, y: Array) -> Array:
@@ -103,7 +150,7 @@ def tanh_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def softsign(x: Any, *, out: Any = None) -> Array:
+def softsign(x: ArrayLike, *, out: Array | None = None) -> Array:
     """x / (1 + abs(x)) (Bergstra et al. 2009). Its backward saves x."""
 
     def formula(x: Array) -> Array:
@@ -112,7 +159,7 @@ def softsign(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def softsign_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def softsign_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy / (1 + abs(x))**2, saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -125,7 +172,7 @@ def softsign_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
 # --- piecewise linear functions ----------------------------------------------------------------------------------
 
 
-def relu(x: Any, *, out: Any = None) -> Array:
+def relu(x: ArrayLike, *, out: Array | None = None) -> Array:
     """max(x, 0) (Nair and Hinton 2010). Its backward takes x or y, whichever was kept."""
 
     def formula(x: Array) -> Array:
@@ -134,7 +181,7 @@ def relu(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def relu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def relu_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy where saved > 0, else 0; saved = x or y."""
 
     def formula(dy: Array, saved: Array) -> Array:
@@ -143,7 +190,7 @@ def relu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def leaky_relu(x: Any, negative_slope: float = 0.01, *, out: Any = None) -> Array:
+def leaky_relu(x: ArrayLike, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
     """x where x > 0, else negative_slope * x (Maas et al. 2013). Its backward saves x."""
 
     def formula(x: Array, negative_slope: float) -> Array:
@@ -152,7 +199,9 @@ def leaky_relu(x: Any, negative_slope: float = 0.01, *, out: Any = None) -> Arra
     return _forward(formula, x, out, negative_slope=(negative_slope, "finite"))
 
 
-def leaky_relu_backward(dy: Any, saved: Any, negative_slope: float = 0.01, *, out: Any = None) -> Array:
+def leaky_relu_backward(
+    dy: ArrayLike, saved: ArrayLike, negative_slope: float = 0.01, *, out: Array | None = None
+) -> Array:
     """dy where x > 0, else negative_slope * dy; saved = x."""
 
     def formula(dy: Array, x: Array, negative_slope: float) -> Array:
@@ -171,17 +220,17 @@ def _selected(slope: Any, dy: Array) -> Array:
     return np.where(slope == 0, 0.0, slope * dy)
 
 
-def relu6(x: Any, *, out: Any = None) -> Array:
+def relu6(x: ArrayLike, *, out: Array | None = None) -> Array:
     """min(max(x, 0), 6) (Krizhevsky 2010). Its backward saves x."""
     return _forward(_clip, x, out, min_val=(0.0, "finite"), max_val=(6.0, "finite"))
 
 
-def relu6_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def relu6_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy where 0 < x < 6, else 0; saved = x."""
     return _backward(_clip_backward, dy, saved, out, min_val=(0.0, "finite"), max_val=(6.0, "finite"))
 
 
-def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, *, out: Any = None) -> Array:
+def hardtanh(x: ArrayLike, min_val: float = -1.0, max_val: float = 1.0, *, out: Array | None = None) -> Array:
     """min(max(x, min_val), max_val) (Collobert 2004); ValueError where min_val > max_val. Its backward saves x.
 
     ONNX's HardSigmoid with its own constants is hardtanh(alpha * x + beta, 0, 1).
@@ -190,7 +239,9 @@ def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, *, out: Any = 
     return _forward(_clip, x, out, min_val=(low, "finite"), max_val=(high, "finite"))
 
 
-def hardtanh_backward(dy: Any, saved: Any, min_val: float = -1.0, max_val: float = 1.0, *, out: Any = None) -> Array:
+def hardtanh_backward(
+    dy: ArrayLike, saved: ArrayLike, min_val: float = -1.0, max_val: float = 1.0, *, out: Array | None = None
+) -> Array:
     """dy where min_val < x < max_val, else 0; saved = x."""
     low, high = _bounds(min_val, max_val)
     return _backward(_clip_backward, dy, saved, out, min_val=(low, "finite"), max_val=(high, "finite"))
@@ -211,7 +262,7 @@ def _clip_backward(dy: Array, x: Array, min_val: float, max_val: float) -> Array
     return np.where((min_val < x) & (x < max_val), dy, 0.0)
 
 
-def hardsigmoid(x: Any, *, out: Any = None) -> Array:
+def hardsigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """min(max(x + 3, 0), 6) / 6, as in PyTorch and MobileNetV3 (Howard et al. 2019). Its backward saves x.
 
     ONNX's HardSigmoid with its own constants is hardtanh(alpha * x + beta, 0, 1).
@@ -223,7 +274,7 @@ def hardsigmoid(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def hardsigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def hardsigmoid_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy / 6 where -3 < x < 3, else 0; saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -232,7 +283,7 @@ def hardsigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def hardswish(x: Any, *, out: Any = None) -> Array:
+def hardswish(x: ArrayLike, *, out: Array | None = None) -> Array:
     """x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019). Its backward saves x."""
 
     def formula(x: Array) -> Array:
@@ -241,7 +292,7 @@ def hardswish(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def hardswish_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def hardswish_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """0 where x <= -3, dy where x >= 3, else dy * (2*x + 3) / 6; saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -250,7 +301,7 @@ def hardswish_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def prelu(x: Any, slope: Any, *, axis: int = 1, out: Any = None) -> Array:
+def prelu(x: ArrayLike, slope: ArrayLike, *, axis: int = 1, out: Array | None = None) -> Array:
     """x where x > 0, else slope * x, with a learned slope (He et al. 2015). Its backward saves x.
 
     slope is a scalar, which goes with x of any shape, or has shape (C,), one slope a channel, C = x.shape[axis];
@@ -267,7 +318,9 @@ def prelu(x: Any, slope: Any, *, axis: int = 1, out: Any = None) -> Array:
         return _deliver(y, dtype, out)
 
 
-def prelu_backward(dy: Any, x: Any, slope: Any, *, axis: int = 1, out: Any = None) -> tuple[Array, Array]:
+def prelu_backward(
+    dy: ArrayLike, x: ArrayLike, slope: ArrayLike, *, axis: int = 1, out: Array | None = None
+) -> tuple[Array, Array]:
     """(dx, dslope): dx = dy where x > 0, else slope * dy; dslope = the sum of dy * x where x <= 0.
 
     dslope has slope's shape and dtype; `out` receives dx.
@@ -299,7 +352,7 @@ def _along(slope: Array, x: Array, axis: int, dtype: np.dtype[Any]) -> Array:
 # --- exponential linear units ------------------------------------------------------------------------------------
 
 
-def elu(x: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
+def elu(x: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array:
     """x where x > 0, else alpha * (exp(x) - 1) (Clevert et al. 2015). Its backward saves x."""
 
     def formula(x: Array, alpha: float) -> Array:
@@ -308,7 +361,7 @@ def elu(x: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
     return _forward(formula, x, out, alpha=(alpha, "finite"))
 
 
-def elu_backward(dy: Any, saved: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
+def elu_backward(dy: ArrayLike, saved: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array:
     """dy where x > 0, else dy * alpha * exp(x); saved = x."""
 
     def formula(dy: Array, x: Array, alpha: float) -> Array:
@@ -321,7 +374,7 @@ def _not_positive(x: Array) -> Array:
     return np.where(x > 0, 0.0, x)
 
 
-def celu(x: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
+def celu(x: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array:
     """x where x > 0, else alpha * (exp(x / alpha) - 1) (Barron 2017); alpha must not be 0. Its backward saves x."""
 
     def formula(x: Array, alpha: float) -> Array:
@@ -332,7 +385,7 @@ def celu(x: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
     return _forward(formula, x, out, alpha=(alpha, "nonzero"))
 
 
-def celu_backward(dy: Any, saved: Any, alpha: float = 1.0, *, out: Any = None) -> Array:
+def celu_backward(dy: ArrayLike, saved: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array:
     """dy where x >= 0, else dy * exp(x / alpha); saved = x."""
 
     def formula(dy: Array, x: Array, alpha: float) -> Array:
@@ -341,7 +394,7 @@ def celu_backward(dy: Any, saved: Any, alpha: float = 1.0, *, out: Any = None) -
     return _backward(formula, dy, saved, out, alpha=(alpha, "nonzero"))
 
 
-def selu(x: Any, *, out: Any = None) -> Array:
+def selu(x: ArrayLike, *, out: Array | None = None) -> Array:
     """scale * elu(x, alpha), scale = 1.0507009873554805, alpha = 1.6732632423543772 (Klambauer et al. 2017).
 
     Its backward saves x. ONNX's Selu with other constants is gamma * elu(x, alpha).
@@ -353,7 +406,7 @@ def selu(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def selu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def selu_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy * scale where x > 0, else dy * scale * alpha * exp(x); saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -365,7 +418,7 @@ def selu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
 # --- smooth gates: x times something between 0 and 1 -------------------------------------------------------------
 
 
-def gelu(x: Any, approximate: str = "none", *, out: Any = None) -> Array:
+def gelu(x: ArrayLike, approximate: str = "none", *, out: Array | None = None) -> Array:
     """Gaussian error linear unit (Hendrycks and Gimpel 2016). Its backward saves x.
 
     approximate="none": x * Phi(x), Phi the standard normal distribution function;
@@ -376,7 +429,7 @@ def gelu(x: Any, approximate: str = "none", *, out: Any = None) -> Array:
     return _forward(_gelu if exact else _gelu_tanh, x, out)
 
 
-def gelu_backward(dy: Any, saved: Any, approximate: str = "none", *, out: Any = None) -> Array:
+def gelu_backward(dy: ArrayLike, saved: ArrayLike, approximate: str = "none", *, out: Array | None = None) -> Array:
     """dy * (Phi(x) + x * phi(x)), phi the normal density, or the derivative of the tanh form; saved = x."""
     exact = _checks.gelu_variant(approximate) == "gelu"
     derivative = _gelu_derivative if exact else _gelu_tanh_derivative
@@ -426,7 +479,7 @@ def _gelu_tanh_argument(x: Array) -> tuple[Array, Array, Array]:
     return z, low, x * (first + 3.0 * third)
 
 
-def silu(x: Any, *, out: Any = None) -> Array:
+def silu(x: ArrayLike, *, out: Array | None = None) -> Array:
     """x / (1 + exp(-x)), also called swish (Elfwing et al. 2017). Its backward saves x."""
 
     def formula(x: Array) -> Array:
@@ -436,7 +489,7 @@ def silu(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def silu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def silu_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy * s * (1 + x * (1 - s)), s = sigmoid(x); saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -446,7 +499,7 @@ def silu_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def mish(x: Any, *, out: Any = None) -> Array:
+def mish(x: ArrayLike, *, out: Array | None = None) -> Array:
     """x * tanh(log1p(exp(x))) (Misra 2019). Its backward saves x.
 
     tanh(log(1 + e)) = (e**2 + 2*e) / (e**2 + 2*e + 2) with e = exp(x); for x > 0 both are divided by e**2.
@@ -463,7 +516,7 @@ def mish(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def mish_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def mish_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy * (t + x * (1 - t**2) * sigmoid(x)), t = tanh(log1p(exp(x))); saved = x.
 
     With e = exp(x) and n = e * (e + 2): t = n / (n + 2), 1 - t**2 = 4 * (1 + e)**2 / (n + 2)**2.
@@ -485,7 +538,7 @@ def mish_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
 # --- logarithms of sums of exponentials --------------------------------------------------------------------------
 
 
-def log_sigmoid(x: Any, *, out: Any = None) -> Array:
+def log_sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """log(sigmoid(x)) = -log1p(exp(-x)). Its backward saves x."""
 
     def formula(x: Array) -> Array:
@@ -494,7 +547,7 @@ def log_sigmoid(x: Any, *, out: Any = None) -> Array:
     return _forward(formula, x, out)
 
 
-def log_sigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
+def log_sigmoid_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) -> Array:
     """dy / (1 + exp(x)), saved = x."""
 
     def formula(dy: Array, x: Array) -> Array:
@@ -503,7 +556,7 @@ def log_sigmoid_backward(dy: Any, saved: Any, *, out: Any = None) -> Array:
     return _backward(formula, dy, saved, out)
 
 
-def softplus(x: Any, beta: float = 1.0, *, out: Any = None) -> Array:
+def softplus(x: ArrayLike, beta: float = 1.0, *, out: Array | None = None) -> Array:
     """log1p(exp(beta * x)) / beta (Dugas et al. 2001); beta must be greater than 0. Its backward saves x.
 
     There is no threshold beyond which x itself is returned, as other packages have one: the result is exact everywhere.
@@ -519,7 +572,7 @@ def softplus(x: Any, beta: float = 1.0, *, out: Any = None) -> Array:
     return _forward(formula, x, out, beta=(beta, "positive"))
 
 
-def softplus_backward(dy: Any, saved: Any, beta: float = 1.0, *, out: Any = None) -> Array:
+def softplus_backward(dy: ArrayLike, saved: ArrayLike, beta: float = 1.0, *, out: Array | None = None) -> Array:
     """dy / (1 + exp(-beta * x)), saved = x."""
 
     def formula(dy: Array, x: Array, beta: float) -> Array:
@@ -528,7 +581,7 @@ def softplus_backward(dy: Any, saved: Any, beta: float = 1.0, *, out: Any = None
     return _backward(formula, dy, saved, out, beta=(beta, "positive"))
 
 
-def softmax(x: Any, axis: int = -1, *, out: Any = None) -> Array:
+def softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
     """exp(x) / sum(exp(x)) along `axis`. Its backward saves y. A 0-d x is a row of one element.
 
     -Inf among finite entries gives exactly 0; a row with +Inf, or of -Inf alone, gives NaN.
@@ -541,7 +594,7 @@ def softmax(x: Any, axis: int = -1, *, out: Any = None) -> Array:
     return _rows(formula, axis, out, x=x)
 
 
-def softmax_backward(dy: Any, saved: Any, axis: int = -1, *, out: Any = None) -> Array:
+def softmax_backward(dy: ArrayLike, saved: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
     """y * (dy - sum(dy * y)) along `axis`, saved = y."""
 
     def formula(dy: Array, y: Array) -> Array:
@@ -550,7 +603,7 @@ def softmax_backward(dy: Any, saved: Any, axis: int = -1, *, out: Any = None) ->
     return _rows(formula, axis, out, dy=dy, saved=saved)
 
 
-def log_softmax(x: Any, axis: int = -1, *, out: Any = None) -> Array:
+def log_softmax(x: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
     """log(softmax(x)) = x - log(sum(exp(x))) along `axis`. Its backward saves y. A 0-d x is a row of one element.
 
     -Inf among finite entries gives -Inf; a row with +Inf, or of -Inf alone, gives NaN.
@@ -563,7 +616,7 @@ def log_softmax(x: Any, axis: int = -1, *, out: Any = None) -> Array:
     return _rows(formula, axis, out, x=x)
 
 
-def log_softmax_backward(dy: Any, saved: Any, axis: int = -1, *, out: Any = None) -> Array:
+def log_softmax_backward(dy: ArrayLike, saved: ArrayLike, axis: int = -1, *, out: Array | None = None) -> Array:
     """dy - exp(y) * sum(dy) along `axis`, saved = y."""
 
     def formula(dy: Array, y: Array) -> Array:
@@ -605,7 +658,7 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array, Array]:
 # --- functions with more than one array --------------------------------------------------------------------------
 
 
-def maxout(x: Any, pieces: int = 2, axis: int = 1, *, out: Any = None) -> tuple[Array, Array]:
+def maxout(x: ArrayLike, pieces: int = 2, axis: int = 1, *, out: Array | None = None) -> tuple[Array, Array]:
     """(y, which): the largest of `pieces` neighbours along `axis`, and its index among them (Goodfellow et al. 2013).
 
     The pieces of a unit lie side by side: (.., C*pieces, ..) is read as (.., C, pieces, ..) and y is (.., C, ..).
@@ -625,7 +678,7 @@ def maxout(x: Any, pieces: int = 2, axis: int = 1, *, out: Any = None) -> tuple[
     return _deliver(y.reshape(shape), dtype, out), which.reshape(shape)
 
 
-def maxout_backward(dy: Any, which: Any, pieces: int = 2, axis: int = 1, out: Any = None) -> Array:
+def maxout_backward(dy: ArrayLike, which: ArrayLike, pieces: int = 2, axis: int = 1, out: Array | None = None) -> Array:
     """dx: dy at the piece that won, 0 at the others.
 
     which, integers of dy's shape (else TypeError and ValueError), is what `maxout` returned; an index that is not in
@@ -643,7 +696,7 @@ def maxout_backward(dy: Any, which: Any, pieces: int = 2, axis: int = 1, out: An
     return _deliver(dx.reshape(shape), dtype, out)
 
 
-def cross_entropy(logits: Any, labels: Any, out: Any = None) -> tuple[float, Array]:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, out: Array | None = None) -> tuple[float, Array]:
     """(loss, dlogits): the mean of -log(softmax(logits)) at the labels, and its gradient (softmax - onehot) / N.
 
     logits has shape (N, C), else ValueError. labels are integers (else TypeError) of shape (N,) in 0..C-1 (else

@@ -27,11 +27,28 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastnn import _checks
 from fastnn._batchnorm import BatchNorm as _BatchNorm
 from fastnn._table import Activation
 from fastnn.reference import activations
+
+__all__ = [
+    "BatchNorm",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_inference",
+    "batch_stats",
+    "group_norm",
+    "group_norm_backward",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Axes = tuple[int, ...]
@@ -41,14 +58,14 @@ Axes = tuple[int, ...]
 
 
 def batch_norm(
-    x: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
     activation: str | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, mean, invstd): x normalized by the statistics of the batch, over every axis but `axis`, the channels'.
 
@@ -72,16 +89,16 @@ def batch_norm(
 
 
 def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    invstd: Any,
-    gamma: Any = None,
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
     *,
     axis: int = 1,
     activation: str | None = None,
-    beta: Any = None,
-    out: Any = None,
+    beta: ArrayLike | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dgamma, dbeta). With n values a channel, all sums over the channel:
 
@@ -103,27 +120,27 @@ def batch_norm_backward(
     with np.errstate(all="ignore"):
         dy = dy.astype(np.float64)
         gammas, betas = _spread(gamma, axis, x.ndim), _spread(beta, axis, x.ndim)
-        invstd = _spread(invstd, axis, x.ndim)
-        x_hat = _normalized(x, _spread(mean, axis, x.ndim), invstd)
+        invstds = _spread(invstd, axis, x.ndim)
+        x_hat = _normalized(x, _spread(mean, axis, x.ndim), invstds)
         dy = _activate_backward(row, dy, _affine(x_hat, gammas, betas), _checks.result_dtype(x))
         others = _all_but(axis, x.ndim)
-        dx = _dx(_affine(dy, gammas), x_hat, invstd, others)
+        dx = _dx(_affine(dy, gammas), x_hat, invstds, others)
         dgamma = np.sum(dy * x_hat, axis=others)
         dbeta = np.sum(dy, axis=others)
         return _gradients(dx, dgamma, dbeta, dtype, gamma, x, out)
 
 
 def batch_norm_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
     activation: str | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Array:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, mean and var given, (C,) both: the running statistics."""
     x, axis = _array_and_axis(x, axis)
@@ -142,7 +159,7 @@ def batch_norm_inference(
         return activations._deliver(_activate(row, y, dtype), dtype, out)
 
 
-def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
+def batch_stats(x: ArrayLike, *, axis: int = 1) -> tuple[Array, Array]:
     """(mean, var), float64 (C,): over every axis but `axis`; var is the biased variance, sum((x - mean)**2) / n."""
     x, axis = _array_and_axis(x, axis)
     others = _all_but(axis, x.ndim)
@@ -164,7 +181,13 @@ class BatchNorm(_BatchNorm):
 
 
 def layer_norm(
-    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, mean, invstd): statistics over `axis` and all axes after it; mean and invstd are float64 x.shape[:axis].
 
@@ -184,7 +207,14 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dgamma, dbeta). With g = dy * gamma and means over the normalized axes:
 
@@ -208,7 +238,9 @@ def layer_norm_backward(
         return _gradients(dx, np.sum(dy * x_hat, axis=rows), np.sum(dy, axis=rows), dtype, gamma, x, out)
 
 
-def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None) -> tuple[Array, Array]:
+def rms_norm(
+    x: ArrayLike, gamma: ArrayLike | None = None, *, eps: float = 1e-5, axis: int = -1, out: Array | None = None
+) -> tuple[Array, Array]:
     """(y, invrms): y = gamma * x * invrms, invrms = 1 / sqrt(mean(x**2) + eps) over `axis` and all axes after it.
 
     invrms is float64 x.shape[:axis]; gamma has shape x.shape[axis:] or is None. `out` receives y.
@@ -227,7 +259,13 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
 
 
 def rms_norm_backward(
-    dy: Any, x: Any, invrms: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    invrms: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array]:
     """(dx, dgamma). With g = dy * gamma and x_hat = x * invrms: dx = invrms * (g - x_hat * mean(g * x_hat)).
 
@@ -255,14 +293,14 @@ def rms_norm_backward(
 
 
 def group_norm(
-    x: Any,
+    x: ArrayLike,
     groups: int,
-    gamma: Any = None,
-    beta: Any = None,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, mean, invstd): statistics over each sample's groups of C // groups neighbouring channels.
 
@@ -275,15 +313,15 @@ def group_norm(
 
 
 def group_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    invstd: Any,
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
     groups: int,
-    gamma: Any = None,
+    gamma: ArrayLike | None = None,
     *,
     axis: int = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dgamma, dbeta). With g = dy * gamma and means over a group:
 
@@ -296,7 +334,13 @@ def group_norm_backward(
 
 
 def instance_norm(
-    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = 1, out: Any = None
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, mean, invstd): `group_norm` with a group for every channel; mean and invstd are float64 (N, C)."""
     x, axis = _array_and_axis(x, axis, samples=True)
@@ -304,7 +348,14 @@ def instance_norm(
 
 
 def instance_norm_backward(
-    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = 1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dgamma, dbeta): `group_norm_backward` with a group for every channel."""
     dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
