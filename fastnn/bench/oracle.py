@@ -24,35 +24,55 @@ _UNSIGNED = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}
 _EXPONENT = np.uint64(0x7FF0000000000000)
 
 
-def ulp_error(got: Array, exact: Array, low: Array | None = None) -> Array:
-    """|got - exact| in units of got's format at the exact value; inf where one is NaN and the other is not.
+class Exact:
+    """Exact values, prepared so that several results can be measured against them.
 
-    Below the normal numbers the unit is the smallest subnormal. An infinite result counts as the power of two that
-    rounds to it, so an overflow at the right place costs nothing and one too early costs its distance. ``low`` adds
-    the part of an exact value that its float64 does not hold.
+    An error is |got - exact| in units in the last place of the exact value's binade; below the normal numbers the unit
+    is the smallest subnormal. An infinite result counts as the power of two that rounds to it, so an overflow at the
+    right place costs nothing and one too early costs its distance. NaN for a number, or a number for NaN, is an
+    infinite error. ``low`` adds the part of an exact value that its float64 does not hold.
     """
-    name = got.dtype.name
-    precision, smallest, top = _FORMATS[name]
-    if name == "float64":
-        # at the format's own width the exponent comes from the value rounded to it, which is what exact holds
-        _, exponent = np.frexp(exact)
-        unit = np.ldexp(1.0, np.where(exact == 0, smallest, np.maximum(exponent - precision, smallest)))
-    else:
-        scale = 2.0 ** (1 - precision)
-        unit = np.maximum((exact.view(np.uint64) & _EXPONENT).view(np.float64) * scale, 2.0**smallest)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if name == "float64":
-            difference = np.where(got == exact, 0.0, got - exact)
+
+    def __init__(self, values: Array, dtype: str, low: Array | None = None) -> None:
+        precision, smallest, top = _FORMATS[dtype]
+        self._wide = dtype == "float64"
+        self._bound = np.inf if self._wide else 2.0**top
+        self.values = values if self._wide else np.clip(values, -self._bound, self._bound)
+        self._low = low
+        self._nan = np.isnan(values)
+        self._any_nan = bool(self._nan.any())
+        if self._wide:
+            _, exponent = np.frexp(values)
+            smallest_unit = np.where(values == 0, smallest, np.maximum(exponent - precision, smallest))
+            self._unit = np.ldexp(1.0, smallest_unit)
         else:
-            bound = 2.0**top
-            wide = got.astype(np.float64)
-            difference = np.clip(wide, -bound, bound) - np.clip(exact, -bound, bound)
-            unit = np.minimum(unit, 2.0 ** (top - precision))
-        if low is not None:
-            difference = difference - low
-        error = np.abs(difference) / unit
-    both = np.isnan(got) & np.isnan(exact)
-    return np.where(both, 0.0, np.where(np.isnan(error), np.inf, error))
+            unit = (self.values.view(np.uint64) & _EXPONENT).view(np.float64)
+            unit *= 2.0 ** (1 - precision)
+            np.clip(unit, 2.0**smallest, 2.0 ** (top - precision), out=unit)
+            self._unit = np.divide(1.0, unit, out=unit)  # of a power of two: exact
+
+    def error(self, got: Array) -> Array:
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self._wide:
+                error = np.where(got == self.values, 0.0, got - self.values)
+            else:
+                error = got.astype(np.float64)
+                np.clip(error, -self._bound, self._bound, out=error)
+                error -= self.values
+            if self._low is not None:
+                error -= self._low
+            np.abs(error, out=error)
+            error = error / self._unit if self._wide else np.multiply(error, self._unit, out=error)
+        wrong = np.isnan(error)
+        if self._any_nan or wrong.any():
+            error[wrong] = np.inf
+            error[self._nan & np.isnan(got)] = 0
+        return error
+
+
+def ulp_error(got: Array, exact: Array, low: Array | None = None) -> Array:
+    """The error of each element in ULP of its own format, as class Exact defines it."""
+    return Exact(exact, got.dtype.name, low).error(got)
 
 
 def ordered(keys: Array, dtype: str) -> Array:
@@ -68,7 +88,7 @@ def infinity_key(dtype: str) -> int:
     return int(np.array(np.inf, dtype).view(_UNSIGNED[dtype]))
 
 
-def chunks(dtype: str, full: bool, total: int, size: int = 1 << 18) -> Iterator[tuple[int, int, int]]:
+def chunks(dtype: str, full: bool, total: int, size: int = 1 << 16) -> Iterator[tuple[int, int, int]]:
     """(first key, step, count): all numbers in order, or runs of neighbours evenly spread over all of them.
 
     Runs, because neighbours are what shows whether a function is monotone and where it changes branch.
