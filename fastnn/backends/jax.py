@@ -1,0 +1,307 @@
+"""JAX: fastnn's kernels as functions of JAX arrays that can be jitted, differentiated in reverse mode and vmapped.
+
+    from fastnn.backends import jax as F
+    jax.jit(jax.grad(lambda x: F.gelu(x).sum()))(x)
+
+Names and parameters are fastnn's; parameters are static (a traced alpha is refused). Values that only a backward pass
+needs are not returned: normalizations and maxout give y alone, cross_entropy the loss. A kernel is reached by
+jax.pure_callback, which costs tens of microseconds a call and is opaque to XLA's fusion: see docs/backends.md for
+where that pays. The derivative is a kernel too, and can be differentiated again; forward mode (jvp, jacfwd) is not
+available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import fastnn as fn
+from fastnn.backends import _functions, _host
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    raise _host.absent("jax") from error
+
+_host.check_version("jax", jax.__version__)
+
+__all__ = [*_functions.NAMES, *_functions.NORMALIZATIONS]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...  # the functions that are made from tables below
+
+
+_FLOATS = (np.float16, np.float32, np.float64)
+
+
+def _checked(x: Any, name: str = "x") -> Any:
+    """x as a JAX array that a kernel takes: integers and bools become JAX's default floating dtype."""
+    x = jnp.asarray(x)
+    if x.dtype in _FLOATS:
+        return x
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; accepted are float16, float32, float64, integers and bools; "
+            f"convert it first, as in {name}.astype('float32')"
+        )
+    return x.astype(jnp.result_type(float))
+
+
+def _like(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _call(kernel: Callable[..., Any], result: Any, *arrays: Any, batched: bool = False) -> Any:
+    """kernel(*arrays) on the host. Under vmap it sees the whole batch where ``batched``, else one example at a time."""
+    method = "broadcast_all" if batched else "sequential"
+    return jax.pure_callback(lambda *host: kernel(*map(np.asarray, host)), result, *arrays, vmap_method=method)
+
+
+def _static(params: Any) -> tuple[Any, ...]:
+    """Parameters as hashable Python values, which custom_vjp can set apart."""
+    return tuple(param if isinstance(param, str | int) else float(param) for param in params)
+
+
+def _elementwise(function: _functions.Function) -> Callable[..., Any]:
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def forward(params: Any, x: Any) -> Any:
+        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=True)
+
+    def forward_save(params: Any, x: Any) -> Any:
+        y = forward(params, x)
+        return y, y if function.saved == "y" else x
+
+    def forward_vjp(params: Any, saved: Any, dy: Any) -> Any:
+        return (backward(params, dy, saved),)
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def backward(params: Any, dy: Any, saved: Any) -> Any:
+        return _call(lambda dy, s: function.backward_kernel(dy, s, *params), _like(saved), dy, saved, batched=True)
+
+    def backward_save(params: Any, dy: Any, saved: Any) -> Any:
+        return backward(params, dy, saved), (dy, saved)
+
+    def backward_vjp(params: Any, kept: Any, g: Any) -> Any:
+        dy, saved = kept
+        second = _call(
+            lambda s: _functions.second_derivative(function.name, s, *params), _like(saved), saved, batched=True
+        )
+        return backward(params, g, saved), g * dy * second
+
+    forward.defvjp(forward_save, forward_vjp)
+    backward.defvjp(backward_save, backward_vjp)
+
+    def public(x: Any, *params: Any) -> Any:
+        x = _checked(x)
+        params = _static(params)
+        function.kernel(np.empty(0, x.dtype), *params)  # a bad parameter is an error here, not inside the callback
+        return forward(params, x)
+
+    return function.public(public, "JAX")
+
+
+def _with_formula(
+    forward: Callable[..., Any], backward: Callable[..., Any], formula: Callable[..., Any], results: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function of (static, *arrays) whose value and first derivative are kernels', and every other derivative JAX's.
+
+    forward(static, *arrays) gives [y, *saved], of the kinds that results(static, *arrays) lists; backward(static, dy,
+    arrays, saved) the derivatives by the arrays; formula(static, *arrays) y by JAX's functions. Arrays may be None;
+    one of integers is a constant.
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def both(static: Any, *arrays: Any) -> Any:
+        def kernel(*present: Any) -> Any:
+            y, *saved = forward(static, *_spread(arrays, present))
+            return np.asarray(y), *map(_pack, saved)
+
+        kind, *saved_kinds = results(static, *arrays)
+        y, *saved = _call(kernel, (kind, *map(_packed_kind, saved_kinds)), *_present(arrays))
+        return y, tuple(saved)
+
+    def both_save(static: Any, *arrays: Any) -> Any:
+        y, saved = both(static, *arrays)
+        return (y, saved), (arrays, saved)
+
+    def both_vjp(static: Any, kept: Any, gradients: Any) -> Any:
+        arrays, saved = kept
+        found = iter(derivative(static, gradients[0], arrays, saved))
+        return tuple(next(found) if _varies(array) else None for array in arrays)
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def derivative(static: Any, dy: Any, arrays: Any, saved: Any) -> Any:
+        def kernel(dy: Any, *rest: Any) -> Any:
+            count = len(_present(arrays))
+            kinds = results(static, *arrays)[1:]
+            stats = [_unpack(stat, kind) for stat, kind in zip(rest[count:], kinds, strict=True)]
+            found = backward(static, dy, _spread(arrays, rest[:count]), stats)
+            return tuple(
+                np.asarray(part, array.dtype) for part, array in zip(found, arrays, strict=True) if _varies(array)
+            )
+
+        kinds = tuple(_like(array) for array in arrays if _varies(array))
+        return _call(kernel, kinds, dy, *_present(arrays), *saved)
+
+    def derivative_save(static: Any, dy: Any, arrays: Any, saved: Any) -> Any:
+        return derivative(static, dy, arrays, saved), (dy, arrays)
+
+    def derivative_vjp(static: Any, kept: Any, gradients: Any) -> Any:
+        dy, arrays = kept
+
+        def first(dy: Any, varying: Any) -> Any:
+            def by_formula(*varying: Any) -> Any:
+                rest = iter(varying)
+                return formula(static, *(next(rest) if _varies(array) else array for array in arrays))
+
+            return jax.vjp(by_formula, *varying)[1](dy)
+
+        by_dy, by_varying = jax.vjp(first, dy, tuple(filter(_varies, arrays)))[1](tuple(gradients))
+        rest = iter(by_varying)
+        return by_dy, tuple(next(rest) if _varies(array) else None for array in arrays), None
+
+    both.defvjp(both_save, both_vjp)
+    derivative.defvjp(derivative_save, derivative_vjp)
+    return lambda static, *arrays: both(static, *arrays)[0]
+
+
+def _varies(array: Any) -> bool:
+    """Whether there is a derivative by this argument: it is there, and no integers."""
+    return array is not None and jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def _present(arrays: Any) -> list[Any]:
+    return [array for array in arrays if array is not None]
+
+
+def _spread(arrays: Any, values: Any) -> list[Any]:
+    """The inverse of _present: values in the arrays' places, None where there is none."""
+    rest = iter(values)
+    return [None if array is None else next(rest) for array in arrays]
+
+
+# JAX has no 64-bit numbers unless it is told to, but the statistics of a normalization must keep theirs between
+# forward and backward: they travel as pairs of 32-bit integers.
+def _pack(value: Any) -> Any:
+    value = np.asarray(value)
+    return np.ascontiguousarray(value)[..., None].view(np.uint32) if value.dtype.itemsize == 8 else value
+
+
+def _packed_kind(kind: Any) -> Any:
+    return jax.ShapeDtypeStruct((*kind.shape, 2), np.uint32) if kind.dtype.itemsize == 8 else kind
+
+
+def _unpack(value: Any, kind: Any) -> Any:
+    return np.ascontiguousarray(value).view(kind.dtype)[..., 0] if kind.dtype.itemsize == 8 else value
+
+
+class _Kind:
+    """A result's shape and dtype, 64-bit ones too (jax.ShapeDtypeStruct would warn of those)."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+
+
+def _softmax(function: _functions.Function, formula: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(axis: int, x: Any) -> Any:
+        y = function.kernel(x, axis)
+        return y, y
+
+    call = _with_formula(
+        forward,
+        lambda axis, dy, arrays, saved: [function.backward_kernel(dy, saved[0], axis)],
+        lambda axis, x: formula(x, axis=axis),
+        lambda axis, x: [_like(x), _like(x)],
+    )
+    return function.public(lambda x, axis: call(axis, _checked(x)), "JAX")
+
+
+def _maxout_kinds(static: Any, x: Any) -> list[Any]:
+    pieces, axis = static
+    shape = list(x.shape)
+    shape[axis] //= pieces
+    return [jax.ShapeDtypeStruct(tuple(shape), x.dtype), _Kind(tuple(shape), np.intp)]
+
+
+def _maxout_formula(static: Any, x: Any) -> Any:
+    pieces, axis = static
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], x.shape[axis] // pieces, pieces, *x.shape[axis + 1 :]).max(axis + 1)
+
+
+def _cross_entropy_formula(static: Any, logits: Any, labels: Any) -> Any:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+
+def _normalize_kinds(norm: _functions.Norm, x: Any, *arrays: Any) -> list[Any]:
+    stats = _functions.layout(norm, x.shape).stats
+    count = {"rms_norm": 1, "batch_norm_inference": 0}.get(norm.name, 2)
+    return [_like(x), *(_Kind(stats, np.float64) for _ in range(count))]
+
+
+def _normalize_forward(norm: _functions.Norm, *arrays: Any) -> Any:
+    y, *stats = norm.forward(*arrays)
+    return [y] if norm.name == "batch_norm_inference" else [y, *stats]
+
+
+def _normalize_backward(norm: _functions.Norm, dy: Any, arrays: Any, saved: Any) -> Any:
+    stats = arrays[3:] or saved
+    found = norm.backward(dy, *arrays[:3], *stats)
+    return *found, *map(np.zeros_like, arrays[3:])  # mean and variance of batch_norm_inference count as constants
+
+
+_prelu = _with_formula(
+    lambda axis, x, slope: [fn.prelu(x, slope, axis=axis)],
+    lambda axis, dy, arrays, saved: fn.prelu_backward(dy, *arrays, axis=axis),
+    lambda axis, x, slope: jnp.where(x > 0, x, x * slope.reshape(_functions.along(slope.shape, x.ndim, axis))),
+    lambda axis, x, slope: [_like(x)],
+)
+_maxout = _with_formula(
+    lambda static, x: fn.maxout(x, *static),
+    lambda static, dy, arrays, saved: [fn.maxout_backward(dy, saved[0], *static)],
+    _maxout_formula,
+    _maxout_kinds,
+)
+_cross_entropy = _with_formula(
+    lambda static, logits, labels: fn.cross_entropy(logits, labels),
+    lambda static, dy, arrays, saved: [dy * saved[0], None],
+    _cross_entropy_formula,
+    lambda static, logits, labels: [jax.ShapeDtypeStruct((), logits.dtype), _like(logits)],
+)
+_normalization = _with_formula(
+    _normalize_forward,
+    _normalize_backward,
+    lambda norm, *arrays: norm.formula(*arrays, activations=globals()),
+    _normalize_kinds,
+)
+
+
+def prelu(x: Any, slope: Any, *, axis: int = 1) -> Any:
+    """fastnn.prelu for JAX, differentiable with respect to x and slope."""
+    x = _checked(x)
+    return _prelu(axis, x, jnp.asarray(slope, x.dtype))
+
+
+def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
+    """y of fastnn.maxout for JAX, differentiable with respect to x."""
+    return _maxout((pieces, axis), _checked(x))
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    """The loss of fastnn.cross_entropy for JAX, differentiable with respect to the logits."""
+    return _cross_entropy(None, _checked(logits, "logits"), jnp.asarray(labels))
+
+
+def _normalize(norm: _functions.Norm, x: Any, *arrays: Any) -> Any:
+    return _normalization(norm, _checked(x), *(None if array is None else jnp.asarray(array) for array in arrays))
+
+
+globals().update({name: _elementwise(function) for name, function in _functions.ELEMENTWISE.items()})
+softmax = _softmax(_functions.SOFTMAX["softmax"], jax.nn.softmax)
+log_softmax = _softmax(_functions.SOFTMAX["log_softmax"], jax.nn.log_softmax)
+globals().update(_functions.normalizations(_normalize))
