@@ -31,6 +31,28 @@ typedef void (*fn_add_run)(fn_in x, double *sums, ptrdiff_t n);
 /* maxout's step from one piece to the next. */
 typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrdiff_t number);
 
+/* The loops of the normalizations, documented where they are defined (normalization_loops, normalization_columns). k: the
+ * coefficients scale, shift, high, low, bias, `width` elements apart; kind: the activation fused into the loop. */
+enum { FN_PLAIN, FN_RELU, FN_LEAKY };
+
+typedef struct {
+    void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
+    void (*sums)(fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, fn_out lanes);
+    void (*apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*back_sums)(fn_in dy, fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double mean, fn_in k,
+                      ptrdiff_t width, int kind, double slope, fn_out lanes);
+    void (*back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, double mean, double a, double b, double c, fn_in k,
+                       ptrdiff_t width, int kind, double slope);
+    void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
+    void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,
+                         ptrdiff_t width, int kind, double slope);
+    void (*column_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride, ptrdiff_t n,
+                             fn_in mean, fn_in k, ptrdiff_t width, int kind, double slope, fn_out sums, fn_out products);
+    void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride,
+                              ptrdiff_t dx_stride, ptrdiff_t n, fn_in mean, fn_in linear, fn_in k, ptrdiff_t width,
+                              int kind, double slope);
+} fn_norm;
+
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 typedef struct {
     const char *name;
@@ -45,6 +67,11 @@ typedef struct {
     void (*half_to_single)(fn_in x, fn_out y, ptrdiff_t n);
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */
+    void (*norm_fold)(double *lanes, ptrdiff_t count);
+    void (*norm_finish)(const double *sums, const double *squares, const double *shift, double count, double eps, ptrdiff_t n,
+                        double *mean, double *var, double *invstd);
+    void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
+    fn_norm norm[2]; /* [dtype] */
 } fn_level;
 
 #endif

@@ -3,6 +3,9 @@
 cdef extern from "kernels.h" nogil:
     enum:
         FN_ROWS
+        FN_PLAIN
+        FN_RELU
+        FN_LEAKY
         FN_LANES
         FN_FORWARD
         FN_BACKWARD
@@ -22,6 +25,25 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*fn_add_run)(fn_in x, double* sums, Py_ssize_t n) noexcept nogil
     ctypedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, Py_ssize_t n, Py_ssize_t number) noexcept nogil
 
+    ctypedef struct fn_norm:
+        void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, Py_ssize_t n, fn_out k,
+                             Py_ssize_t width) noexcept nogil
+        void (*sums)(fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift,
+                     fn_out lanes) noexcept nogil
+        void (*apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*back_sums)(fn_in dy, fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double mean, fn_in k,
+                          Py_ssize_t width, int kind, double slope, fn_out lanes) noexcept nogil
+        void (*back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, double mean, double a, double b, double c,
+                           fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
+                            fn_out squares) noexcept nogil
+        void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,
+                             Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*column_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t dy_stride, Py_ssize_t stride,
+                                 Py_ssize_t n, fn_in mean, fn_in k, Py_ssize_t width, int kind, double slope, fn_out sums, fn_out products) noexcept nogil
+        void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t dy_stride,
+                                  Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in mean, fn_in linear, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+
     ctypedef struct fn_level:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
@@ -37,3 +59,8 @@ cdef extern from "kernels.h" nogil:
         void (*half_to_single)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
+        void (*norm_fold)(double* lanes, Py_ssize_t count) noexcept nogil
+        void (*norm_finish)(const double* sums, const double* squares, const double* shift, double count, double eps,
+                            Py_ssize_t n, double* mean, double* var, double* invstd) noexcept nogil
+        void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil
+        fn_norm norm[2]

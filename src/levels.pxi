@@ -21,4 +21,6 @@ level.stream = fn_stream
 include "activation_loops.pxi"
 include "activation_row_loops.pxi"
 
+include "normalization_loops.pxi"
+
 PUBLISHED = PyCapsule_New(&level, "fastnn.level", NULL)

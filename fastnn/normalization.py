@@ -1,0 +1,308 @@
+"""Normalizations and their gradients: batch, layer, RMS, group and instance norm, and the layer `BatchNorm`.
+
+The compiled functions take C-contiguous native float32 and float64 arrays as they are. Here everything else is brought
+to that form: a transposed array by a view, any other one in pieces of a few megabytes, so that no copy of a whole array
+is made. `fastnn.reference.normalization` holds the same functions in plain NumPy.
+
+Common to all: x is any array-like of real numbers. float32 and float64 stay what they are, float16 is computed in
+float32 and returned as float16, integers and bools become float64. Statistics are float64 whatever x is. y has x's
+dtype, dx the dtype NumPy makes of dy's and x's; dgamma and dbeta have gamma's dtype and shape (x's dtype where gamma is
+None) and are computed also when gamma is None. `out` receives y or dx; it may be x or dy, or overlap them, and is
+returned. Sums run in float64 in an order that depends on the shape alone, so results have the same bits with any number
+of threads. Errors: ValueError for too few dimensions, a block without values, eps negative or not finite, gamma or
+another vector of the wrong length, dy of another shape than x; numpy.exceptions.AxisError for an axis that x does not
+have; TypeError for a dtype that is not accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastnn import _checks, _core
+from fastnn._batchnorm import BatchNorm as _BatchNorm
+
+__all__ = [
+    "BatchNorm",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_inference",
+    "batch_stats",
+]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_PIECE_BYTES = 4 << 20  # what a copied piece of an array may hold
+
+
+def batch_norm(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    out: Any = None,
+) -> tuple[Array, Array, Array]:
+    """Normalize each channel by the statistics of the batch: (y, mean, invstd).
+
+    y = gamma * (x - mean) * invstd + beta, invstd = 1 / sqrt(var + eps), with the mean and the biased variance over
+    every axis but `axis`. x: (N, D), (N, C, L), (N, C, H, W) or any other shape of 2 dimensions or more; axis=-1 for
+    channels-last. gamma, beta: (C,) or None, for 1 and 0. mean, invstd: float64 (C,).
+
+    `activation`, the name of an elementwise activation without array parameters, is applied to y with its defaults in
+    the same pass; another name is a ValueError. One value a channel, or a constant channel, gives exactly beta.
+
+    Error: float32 results are within 4e-7 of the exact normalized value, whatever the scale of x, also where mean / std
+    is 1e4. Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    """
+    result = _core.batch_norm(x, gamma, beta, eps, axis, activation, out)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis)
+    dtype = _checks.result_dtype(x)
+    gamma = _vector(gamma, x.shape[axis], "gamma")
+    beta = _vector(beta, x.shape[axis], "beta")
+    eps = _checks.real_param(eps, "eps", "nonnegative")
+    activation = _activation_name(activation)
+    _checks.check_out(out, x.shape, dtype)
+    _check_channels(x, axis)
+    mean, invstd = np.empty(x.shape[axis]), np.empty(x.shape[axis])
+    y, target = _result(out, dtype, x)
+    for piece in _by_channel(axis, y, x):
+        part = piece.part
+        done, mean[part], invstd[part] = _core.batch_norm(
+            *piece.inputs, gamma[part], beta[part], eps, piece.axis, activation, piece.into
+        )
+        piece.done(done)
+    return _delivered(y, target), mean, invstd
+
+
+def batch_norm_backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    invstd: Any,
+    gamma: Any = None,
+    *,
+    axis: int = 1,
+    activation: str | None = None,
+    beta: Any = None,
+    out: Any = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of `batch_norm`: (dx, dgamma, dbeta).
+
+    With x_hat = (x - mean) * invstd, n values a channel and all sums over the channel:
+
+    dbeta = sum(dy), dgamma = sum(dy * x_hat), dx = gamma * invstd * (dy - dbeta / n - x_hat * dgamma / n)
+
+    (derived in docs/batch_norm.md). dy: x's shape. mean, invstd: what `batch_norm` returned. With `activation`, dy is
+    first taken through its derivative, for which gamma * x_hat + beta is computed anew: it needs the forward call's
+    gamma and beta, and nothing more was stored.
+
+    Error: dx, dgamma and dbeta are within 1e-5 of the exact gradients, relative to their largest element; each element
+    of dx is computed in float64, because its terms cancel where dy is nearly linear in x.
+    """
+    result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
+    if result is not None:
+        return result
+    dy, x, axis = _gradient_and_axis(dy, x, axis)
+    dtype = _checks.result_dtype(dy, x)
+    channels = x.shape[axis]
+    theirs = _gradient_dtype(gamma, x)
+    mean = _vector(mean, channels, "mean")
+    invstd = _vector(invstd, channels, "invstd")
+    gamma = _vector(gamma, channels, "gamma")
+    beta = _vector(beta, channels, "beta")
+    activation = _activation_name(activation)
+    _checks.check_out(out, x.shape, dtype)
+    _check_channels(x, axis)
+    dgamma, dbeta = np.empty(channels), np.empty(channels)
+    dx, target = _result(out, dtype, dy, x)
+    for piece in _by_channel(axis, dx, dy, x):
+        part = piece.part
+        done, dgamma[part], dbeta[part] = _core.batch_norm_backward(
+            *piece.inputs, mean[part], invstd[part], gamma[part], piece.axis, activation, beta[part], piece.into
+        )
+        piece.done(done)
+    return _delivered(dx, target), _rounded(dgamma, theirs), _rounded(dbeta, theirs)
+
+
+def batch_norm_inference(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    out: Any = None,
+) -> Array:
+    """y = gamma * (x - mean) / sqrt(var + eps) + beta, with mean and var given: the running statistics.
+
+    mean, var, gamma, beta: (C,), C the length of x along `axis`; gamma and beta may be None. `activation` as in
+    `batch_norm`. x may be empty. Error as of `batch_norm`.
+    """
+    y = _core.batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out)
+    if y is not None:
+        return y
+    x, axis = _array_and_axis(x, axis)
+    dtype = _checks.result_dtype(x)
+    mean = _vector(mean, x.shape[axis], "mean")
+    var = _vector(var, x.shape[axis], "var")
+    gamma = _vector(gamma, x.shape[axis], "gamma")
+    beta = _vector(beta, x.shape[axis], "beta")
+    eps = _checks.real_param(eps, "eps", "nonnegative")
+    activation = _activation_name(activation)
+    _checks.check_out(out, x.shape, dtype)
+    y, target = _result(out, dtype, x)
+    for piece in _by_channel(axis, y, x):
+        part = piece.part
+        done = _core.batch_norm_inference(
+            *piece.inputs, mean[part], var[part], gamma[part], beta[part], eps, piece.axis, activation, piece.into
+        )
+        piece.done(done)
+    return _delivered(y, target)
+
+
+def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
+    """Mean and biased variance, sum((x - mean)**2) / n, over every axis but `axis`: float64, (C,) both.
+
+    What running statistics want: invstd**-2 - eps would cancel. Raises as `batch_norm` does.
+    """
+    result = _core.batch_stats(x, axis)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis)
+    _check_channels(x, axis)
+    mean, var = np.empty(x.shape[axis]), np.empty(x.shape[axis])
+    for piece in _by_channel(axis, None, x):
+        mean[piece.part], var[piece.part] = _core.batch_stats(*piece.inputs, piece.axis)
+    return mean, var
+
+
+class BatchNorm(_BatchNorm):
+    __doc__ = _BatchNorm.__doc__
+    _batch_norm = staticmethod(batch_norm)
+    _batch_norm_backward = staticmethod(batch_norm_backward)
+    _batch_norm_inference = staticmethod(batch_norm_inference)
+    _batch_stats = staticmethod(batch_stats)
+
+
+# --- arguments that need preparation -----------------------------------------------------------------------------
+
+
+def _array_and_axis(x: Any, axis: Any, at_least: int = 2, samples: bool = False) -> tuple[Array, int]:
+    x = _checks.as_input(x)
+    _checks.check_ndim(x, at_least)
+    return x, (_checks.group_axis if samples else _checks.normalize_axis)(axis, x.ndim)
+
+
+def _gradient_and_axis(
+    dy: Any, x: Any, axis: Any, at_least: int = 2, samples: bool = False
+) -> tuple[Array, Array, int]:
+    dy = _checks.as_input(dy, "dy")
+    x, axis = _array_and_axis(x, axis, at_least, samples)
+    _checks.check_same_shape(dy, x, "x")
+    return dy, x, axis
+
+
+def _vector(v: Any, shape: int | tuple[int, ...], name: str) -> Array:
+    """A vector of coefficients as plain float64; gamma's 1 and beta's 0 where it is None."""
+    if v is None and name in ("gamma", "beta"):
+        return np.full(shape, 1.0 if name == "gamma" else 0.0)
+    return _checks.channel_vector(v, shape, name, np.float64)
+
+
+def _gradient_dtype(gamma: Any, x: Array) -> np.dtype[Any]:
+    return _checks.result_dtype(x if gamma is None else _checks.as_input(gamma, "gamma"))
+
+
+def _rounded(gradient: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(all="ignore"):
+        return gradient.astype(dtype)
+
+
+def _check_channels(x: Array, axis: int) -> None:
+    _checks.check_not_empty(int(np.prod(x.shape[:axis] + x.shape[axis + 1 :])), x.shape)
+
+
+def _activation_name(activation: Any) -> str | None:
+    row = _checks.fused_activation(activation)
+    return None if row is None else row.name
+
+
+def _result(out: Any, dtype: np.dtype[Any], *inputs: Array) -> tuple[Array, Array | None]:
+    """(the array to compute into, where to copy it afterwards): a new array where out partly overlaps an input."""
+    if out is None:
+        return np.empty_like(inputs[-1], dtype), None
+    if any(_checks.overlaps(out, a) and not _same_view(out, a) for a in inputs):
+        return np.empty_like(out), out
+    return out, None
+
+
+def _same_view(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
+
+
+def _delivered(y: Array, target: Array | None) -> Array:
+    if target is None:
+        return y
+    target[...] = y
+    return target
+
+
+def _by_channel(axis: int, y: Array | None, *arrays: Array) -> Iterator[_Piece]:
+    """Pieces of whole channels: the arrays themselves where they lie well, else copies of a few channels."""
+    if not arrays[0].size:
+        return
+    order = _common_order(*arrays) if y is None else _common_order(*arrays, y)
+    if order is not None:
+        into = None if y is None else y.transpose(order)
+        yield _Piece([a.transpose(order) for a in arrays], into, order.index(axis), slice(None))
+        return
+    channels = arrays[0].shape[axis]
+    step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // channels)))
+    for start in range(0, channels, step):
+        part = slice(start, start + step)
+        yield _copied((slice(None),) * axis + (part,), axis, y, arrays, part)
+
+
+@dataclass
+class _Piece:
+    """Part of the work: plain inputs, a plain array for the result, and where the result goes if that is a copy."""
+
+    inputs: list[Array]
+    into: Array | None
+    axis: int
+    part: slice
+    place: Array | None = None
+
+    def done(self, result: Array) -> None:
+        if self.place is not None:
+            with np.errstate(all="ignore"):
+                self.place[...] = result
+
+
+def _copied(at: Any, axis: int, y: Array | None, arrays: tuple[Array, ...], part: slice) -> _Piece:
+    dtype = _checks.compute_dtype(_checks.result_dtype(*arrays))
+    inputs = [np.array(a[at], dtype, order="C") for a in arrays]
+    return _Piece(inputs, None if y is None else inputs[-1], axis, part, None if y is None else y[at])
+
+
+def _common_order(*arrays: Array) -> tuple[int, ...] | None:
+    """The order of axes in which all are C-contiguous native float32 or float64 arrays of one dtype, if there is."""
+    first = arrays[0]
+    order = tuple(sorted(range(first.ndim), key=lambda i: -abs(first.strides[i])))
+    for a in arrays:
+        if a.dtype != first.dtype or not a.dtype.isnative or a.dtype.itemsize < 4:
+            return None
+        if not a.flags.aligned or not a.transpose(order).flags.c_contiguous:
+            return None
+    return order

@@ -1,0 +1,307 @@
+"""Batch normalization against its plain NumPy twin and exact results, over layouts, dtypes, levels and threads."""
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.exceptions import AxisError
+
+import fastnn.reference as reference
+from fastnn import normalization as fn
+from fastnn import runtime
+
+SHAPES = [
+    ((32, 64), 1),
+    ((7, 5), 1),
+    ((2, 3), 1),
+    ((1000, 3), 1),
+    ((513, 700), 1),
+    ((300, 8), 0),
+    ((4, 3, 9), 1),
+    ((16, 64, 8, 8), 1),
+    ((8, 20, 14, 14), 1),
+    ((8, 20, 7, 7), -1),
+    ((3, 2, 56, 56), 1),
+    ((5, 6, 7, 3), 2),
+    ((40, 6, 7, 7), 1),
+]
+DTYPES = [np.float32, np.float64, np.float16]
+ACTIVATIONS = [None, "relu", "leaky_relu", "sigmoid", "silu"]
+
+
+def arrays(shape, axis, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(shape) * 2 + 3).astype(dtype)
+    dy = rng.standard_normal(shape).astype(dtype)
+    gamma, beta = rng.standard_normal((2, shape[axis])).astype(dtype)
+    return x, dy, gamma, beta
+
+
+def close(result, expected, dtype, scale=None):
+    """Within a few roundings of the dtype, beside the largest element or the scale given."""
+    expected = np.asarray(expected, np.float64)
+    scale = np.max(np.abs(expected)) if scale is None else scale
+    tolerance = {2: 1e-3, 4: 4e-7, 8: 1e-12}[np.dtype(dtype).itemsize]
+    return np.max(np.abs(np.asarray(result, np.float64) - expected), initial=0) <= tolerance * max(1.0, scale)
+
+
+def same_bits(a, b):
+    return all(p.dtype == q.dtype and p.tobytes() == q.tobytes() for p, q in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_agrees_with_the_reference(shape, axis, dtype, activation):
+    x, dy, gamma, beta = arrays(shape, axis, dtype)
+    for g, b in ((gamma, beta), (None, None), (gamma.astype(np.float64), None)):
+        y, mean, invstd = fn.batch_norm(x, g, b, axis=axis, activation=activation)
+        expected, mean2, invstd2 = reference.batch_norm(x, g, b, axis=axis, activation=activation)
+        assert y.dtype == x.dtype and mean.dtype == invstd.dtype == np.float64
+        assert close(y, expected, dtype)
+        np.testing.assert_allclose(mean, mean2, rtol=1e-13)
+        np.testing.assert_allclose(invstd, invstd2, rtol=1e-13)
+        got = fn.batch_norm_backward(dy, x, mean, invstd, g, axis=axis, activation=activation, beta=b)
+        want = reference.batch_norm_backward(dy, x, mean, invstd, g, axis=axis, activation=activation, beta=b)
+        for result, exact in zip(got, want, strict=True):
+            assert result.dtype == exact.dtype and result.shape == exact.shape
+            assert close(result, exact, min(result.dtype, np.dtype(np.float32), key=lambda d: d.itemsize))
+        y = fn.batch_norm_inference(x, mean, np.ones_like(mean), g, b, axis=axis, activation=activation)
+        assert close(
+            y,
+            reference.batch_norm_inference(x, mean, np.ones_like(mean), g, b, axis=axis, activation=activation),
+            dtype,
+        )
+    for result, exact in zip(fn.batch_stats(x, axis=axis), reference.batch_stats(x, axis=axis), strict=True):
+        np.testing.assert_allclose(result, exact, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((70000, 16), 1), ((64, 48, 40, 40), 1), ((20000, 600), 1)])
+def test_bits_depend_on_neither_threads_nor_level(shape, axis, dtype):
+    x, dy, gamma, beta = arrays(shape, axis, dtype)
+
+    def everything():
+        y, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis, activation="relu")
+        back = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, activation="relu", beta=beta)
+        return y, mean, invstd, *back, fn.batch_norm_inference(x, mean, invstd, gamma, beta, axis=axis)
+
+    with runtime.threads(1):
+        expected = everything()
+    for number in (2, 3, 7):
+        with runtime.threads(number):
+            assert same_bits(everything(), expected), number
+    for name in runtime.available_isas():
+        if name != "baseline":  # it has no fused multiply-add
+            with runtime.use_isa(name):
+                assert same_bits(everything(), expected), name
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("ratio", [0, 1, 3, 100, 1e4])
+@pytest.mark.parametrize("count", [2, 3, 100, 20000])
+def test_normalized_output_is_exact_to_4e_7(count, ratio, scale, isa):
+    rng = np.random.default_rng(count)
+    x = ((rng.standard_normal((count, 4)) + ratio) * scale).astype(np.float32)
+    wide = x.astype(np.longdouble)
+    with runtime.use_isa(isa):
+        for eps in (0.0, 1e-5):
+            exact = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + np.longdouble(eps))
+            for a, axis, want in ((x, 1, exact), (np.ascontiguousarray(x.T), 0, exact.T)):
+                assert np.max(np.abs(fn.batch_norm(a, eps=eps, axis=axis)[0] - want)) <= 4e-7
+
+
+def near(result, exact, terms=0.0):
+    """Within 1e-5 of the largest element; or subnormal, or nothing but what rounding leaves of its terms."""
+    floor = 2 * np.finfo(np.float32).smallest_subnormal + 4e-12 * terms
+    return np.max(np.abs(result - exact)) <= 1e-5 * np.max(np.abs(exact)) + floor
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("ratio", [0, 100, 1e4])
+@pytest.mark.parametrize("count", [2, 3, 100, 20000])
+def test_gradients_are_exact_to_1e_5(count, ratio, scale, isa):
+    rng = np.random.default_rng(count)
+    x = ((rng.standard_normal((count, 4)) + ratio) * scale).astype(np.float32)
+    wide = x.astype(np.longdouble)
+    centered = wide - wide.mean(0)
+    invstd = 1 / np.sqrt((centered**2).mean(0) + np.longdouble(1e-5))
+    x_hat = centered * invstd
+    with runtime.use_isa(isa):
+        y, mean, r = fn.batch_norm(x)
+        for dy in (rng.standard_normal(x.shape).astype(np.float32), y):
+            g = dy.astype(np.longdouble)
+            exact = (
+                invstd * (g - g.mean(0) - x_hat * (g * x_hat).mean(0)),
+                (g * x_hat).sum(0),
+                g.sum(0),
+            )
+            dx, dgamma, dbeta = fn.batch_norm_backward(dy, x, mean, r)
+            for c in range(4):
+                assert near(dx[:, c], exact[0][:, c], invstd[c] * np.max(np.abs(g)))
+            assert near(dgamma, exact[1])
+            if np.max(np.abs(exact[2])) > 1e-3:  # the sum of y is 0 but for its rounding
+                assert near(dbeta, exact[2])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1234, -7.0, 1e-30, 1e30, 3e38])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize(("shape", "axis"), [((1, 3), 1), ((1000, 3), 1), ((5, 3, 41), 1), ((4, 6, 6, 3), -1)])
+def test_a_constant_channel_gives_exactly_beta(shape, axis, eps, constant, dtype):
+    x = np.full(shape, constant, dtype)
+    gamma, beta = np.array([1.5, -2, 1e3], dtype), np.array([0.1, -3, 1e-3], dtype)
+    y, mean, _ = fn.batch_norm(x, gamma, beta, eps=eps, axis=axis)
+    assert np.array_equal(np.moveaxis(y, axis, -1).reshape(-1, 3), np.broadcast_to(beta, (x.size // 3, 3)))
+    assert np.all(mean == x.flat[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("shape", "axis"), [((40, 64), 1), ((5, 6, 40), 1), ((4, 9, 9, 5), -1), ((6, 5, 3, 3), 1)])
+def test_nan_and_inf_stay_in_their_channel(shape, axis, bad):
+    x, dy, gamma, beta = arrays(shape, axis, np.float32)
+    clean = fn.batch_norm(x, gamma, beta, axis=axis, activation="relu")
+    clean_dx = fn.batch_norm_backward(dy, x, *clean[1:], gamma, axis=axis, activation="relu", beta=beta)[0]
+    for place in (0, x.size // 2):
+        broken = x.copy()
+        broken.flat[place] = bad
+        channel = np.unravel_index(place, shape)[axis]
+        y, mean, invstd = fn.batch_norm(broken, gamma, beta, axis=axis, activation="relu")
+        dx = fn.batch_norm_backward(dy, broken, mean, invstd, gamma, axis=axis, activation="relu", beta=beta)[0]
+        for result, expected in ((y, clean[0]), (dx, clean_dx)):
+            result, expected = np.moveaxis(result, axis, 0), np.moveaxis(expected, axis, 0)
+            assert np.isnan(result[channel]).all()
+            assert np.array_equal(np.delete(result, channel, 0), np.delete(expected, channel, 0))
+
+
+def layouts(x):
+    swapped = x.astype(x.dtype.newbyteorder())
+    spaced = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)[..., ::2]
+    spaced[...] = x
+    memory = np.zeros(x.nbytes + 1, np.uint8)[1:]
+    misaligned = memory.view(x.dtype).reshape(x.shape)
+    misaligned[...] = x
+    return {
+        "fortran": np.asfortranarray(x),
+        "swapped": swapped,
+        "spaced": spaced,
+        "misaligned": misaligned,
+        "reversed": x[::-1].copy()[::-1],
+        "permuted": np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1),
+        "list": x.tolist(),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [((33, 7), 1), ((6, 5, 40), 1), ((3, 6, 5, 4), -1)])
+def test_any_layout(shape, axis, dtype):
+    x, dy, gamma, beta = arrays(shape, axis, dtype)
+    y, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis, activation="silu")
+    dx = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, activation="silu", beta=beta)[0]
+    for name, other in layouts(x).items():
+        y2, mean2, _ = fn.batch_norm(other, gamma, beta, axis=axis, activation="silu")
+        assert y2.dtype.isnative and close(y2, y, dtype), name
+        np.testing.assert_allclose(mean2, mean, rtol=1e-13)
+        dx2 = fn.batch_norm_backward(dy, other, mean, invstd, gamma, axis=axis, activation="silu", beta=beta)[0]
+        assert close(dx2, dx, dtype), name
+        np.testing.assert_allclose(fn.batch_stats(other, axis=axis)[0], mean, rtol=1e-13)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [((40, 70), 1), ((6, 5, 40), 1), ((30, 6, 5), 1)])
+def test_out_with_any_overlap(shape, axis, dtype, activation):
+    x, dy, gamma, beta = arrays(shape, axis, dtype)
+    n = x.size
+    y, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis, activation=activation)
+    dx = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, activation=activation, beta=beta)[0]
+    for offset in (0, 1, n // 2, n - 1, n):
+        for sign in (1, -1):
+            memory = np.zeros(3 * n, dtype)
+            a = memory[n : 2 * n].reshape(shape)
+            out = memory[n + sign * offset : 2 * n + sign * offset].reshape(shape)
+            a[...] = x
+            result = fn.batch_norm(a, gamma, beta, axis=axis, activation=activation, out=out)[0]
+            assert result is out and np.array_equal(out, y)
+            for which in range(2):
+                a[...] = (dy, x)[which]
+                operands = (a, x) if which == 0 else (dy, a)
+                result = fn.batch_norm_backward(
+                    *operands, mean, invstd, gamma, axis=axis, activation=activation, beta=beta, out=out
+                )[0]
+                assert result is out and np.array_equal(out, dx)
+    out = np.zeros(shape[::-1], dtype).T
+    assert np.array_equal(fn.batch_norm(x, gamma, beta, axis=axis, activation=activation, out=out)[0], y)
+    turned = x.copy()
+    if shape[0] == shape[-1]:
+        fn.batch_norm(turned, out=turned.T)
+
+
+def test_integers_and_bools_are_taken_as_float64():
+    x = np.arange(24).reshape(8, 3) % 5
+    for a in (x, x > 2, x.astype(np.uint8)):
+        y, mean, invstd = fn.batch_norm(a)
+        expected = reference.batch_norm(a)
+        assert y.dtype == np.float64 and close(y, expected[0], np.float64)
+        dx = fn.batch_norm_backward(np.ones((8, 3), np.float32) * np.arange(3), a, mean, invstd)[0]
+        assert dx.dtype == np.float64
+
+
+def test_dtypes_of_the_gradients():
+    for a, b, g in itertools.product(DTYPES, DTYPES, [None, *DTYPES]):
+        x, dy = np.arange(12).reshape(6, 2).astype(a), np.ones((6, 2), b)
+        gamma = None if g is None else np.ones(2, g)
+        mean, invstd = fn.batch_norm(x)[1:]
+        dx, dgamma, dbeta = fn.batch_norm_backward(dy, x, mean, invstd, gamma)
+        assert dx.dtype == np.result_type(a, b)
+        assert dgamma.dtype == dbeta.dtype == np.dtype(a if g is None else g)
+
+
+X = np.ones((4, 3), np.float32)
+V = np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (ValueError, "empty", lambda f: f.batch_norm(np.ones((0, 3)))),
+        (ValueError, "empty", lambda f: f.batch_norm(np.ones((4, 3, 0)))),
+        (ValueError, "empty", lambda f: f.batch_norm_backward(np.ones((0, 3)), np.ones((0, 3)), V, V)),
+        (ValueError, "empty", lambda f: f.batch_stats(np.ones((0, 3)))),
+        (ValueError, "dimensions", lambda f: f.batch_norm(np.ones(3))),
+        (ValueError, "gamma has shape", lambda f: f.batch_norm(X, np.ones(4))),
+        (ValueError, "gamma has shape", lambda f: f.batch_norm(X, np.ones((1, 3)))),
+        (ValueError, "beta has shape", lambda f: f.batch_norm(X, None, np.ones(4))),
+        (ValueError, "mean has shape", lambda f: f.batch_norm_inference(X, np.ones(4), V)),
+        (ValueError, "var has shape", lambda f: f.batch_norm_inference(X, V, np.ones(2))),
+        (ValueError, "invstd has shape", lambda f: f.batch_norm_backward(X, X, V, np.ones(2))),
+        (ValueError, "dy has shape", lambda f: f.batch_norm_backward(X[:2], X, V, V)),
+        (AxisError, "axis 2", lambda f: f.batch_norm(X, axis=2)),
+        (AxisError, "axis -3", lambda f: f.batch_stats(X, axis=-3)),
+        (TypeError, "axis", lambda f: f.batch_norm(X, axis=1.0)),
+        (ValueError, "eps", lambda f: f.batch_norm(X, eps=-1e-5)),
+        (ValueError, "eps", lambda f: f.batch_norm(X, eps=float("nan"))),
+        (ValueError, "eps", lambda f: f.batch_norm_inference(X, V, V, eps=float("inf"))),
+        (TypeError, "eps", lambda f: f.batch_norm(X, eps="small")),
+        (ValueError, "activation", lambda f: f.batch_norm(X, activation="softmax")),
+        (TypeError, "activation", lambda f: f.batch_norm(X, activation=len)),
+        (TypeError, "complex", lambda f: f.batch_norm(X + 1j)),
+        (TypeError, "masked", lambda f: f.batch_norm(np.ma.masked_array(X))),
+        (TypeError, "out", lambda f: f.batch_norm(X, out=[1])),
+        (TypeError, "float64", lambda f: f.batch_norm(X, out=np.ones((4, 3)))),
+        (ValueError, "shape", lambda f: f.batch_norm(X, out=np.ones((3, 4), np.float32))),
+        (ValueError, "read-only", lambda f: f.batch_norm(X, out=np.broadcast_to(np.float32(1), (4, 3)))),
+    ],
+)
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_mistakes(functions, error, match, call):
+    with pytest.raises(error, match=match):
+        call(functions)
+
+
+def test_no_channels_and_an_empty_inference_give_empty_results():
+    y, mean, invstd = fn.batch_norm(np.ones((4, 0)))
+    assert y.shape == (4, 0) and mean.shape == invstd.shape == (0,)
+    assert fn.batch_norm_inference(np.ones((0, 3)), V, V).shape == (0, 3)
