@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +124,30 @@ def test_concurrent_callers():
 
     with fn.runtime.threads(2), ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(32))) == list(range(32))
+
+
+def test_other_threads_run_meanwhile():
+    """The interpreter lock is released: the main thread runs while another one is inside a kernel."""
+    x = np.zeros(8_000_000, np.float32)
+    out = np.empty_like(x)
+    for _ in range(50):
+        span = []
+
+        def work(span=span):
+            start = time.perf_counter()
+            fn.gelu(x, out=out)
+            span.extend((start, time.perf_counter()))
+
+        ticks = []
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not span:
+            ticks.append(time.perf_counter())
+        thread.join()
+        margin = (span[1] - span[0]) / 4
+        if any(span[0] + margin < tick < span[1] - margin for tick in ticks):
+            return
+    raise AssertionError("no other thread ran while the kernel did")
 
 
 def test_choices_of_a_thread_are_its_own():
