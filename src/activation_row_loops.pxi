@@ -5,9 +5,9 @@
 # not count; sums run in LANES virtual lanes with their rounding errors carried along (TwoSum) and are folded in double in a
 # fixed order. So the result depends on the row alone, not on the width of the machine's vectors.
 
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
-from elementary cimport exp, exp_parts2, log1p, real, scale, two_sum
+from elementary cimport exp, exp_inside, exp_parts2, fma, log1p, real, scale, two_sum
 
 cdef extern from "math.h" nogil:
     double INFINITY
@@ -17,163 +17,261 @@ cdef double LN2 = 0.6931471805599453
 cdef enum:
     LANES = 16  # FN_LANES; Cython needs the literal 16 as the step of a range
 
-cdef inline void fill(real* block, const real* row, Py_ssize_t n, Py_ssize_t i, real padding) noexcept nogil:
-    """The up to LANES elements of the row from i on, padded."""
+# The last elements of a row, where they are no whole vector: a row of at least LANES elements is read once more from LANES
+# before its end, and lanes that were read before do not count; a shorter row goes through a padded block.
+
+cdef inline void pad(real* block, const real* row, Py_ssize_t n, real padding) noexcept nogil:
+    """A block of LANES elements: a row of n < LANES, then padding."""
     cdef Py_ssize_t j
-    if n - i >= LANES:
-        memcpy(block, row + i, LANES * sizeof(real))
+    for j in range(LANES):
+        block[j] = padding
+    memcpy(block, row, n * sizeof(real))
+
+
+cdef struct Lanes:
+    double sum[LANES]
+    double error[LANES]  # what double additions rounded off; additions of float values need none
+
+
+cdef inline void add(Lanes* total, Py_ssize_t j, real x) noexcept nogil:
+    cdef double error
+    if real is float:
+        total.sum[j] += <double> x
     else:
-        for j in range(LANES):
-            block[j] = padding
-        memcpy(block, row + i, (n - i) * sizeof(real))
+        total.sum[j] = two_sum(total.sum[j], x, &error)
+        total.error[j] += error
 
 
-cdef inline void keep(real* row, const real* block, Py_ssize_t n, Py_ssize_t i) noexcept nogil:
-    memcpy(row + i, block, min(n - i, <Py_ssize_t> LANES) * sizeof(real))
-
-
-cdef inline double folded(const real* sums, const real* errors) noexcept nogil:
-    """The total of all lanes, in double, pairwise."""
-    cdef double total[LANES]
-    cdef Py_ssize_t j, width = LANES // 2
-    for j in range(LANES):
-        total[j] = <double> sums[j] + <double> errors[j]
-    while width:
-        for j in range(width):
-            total[j] += total[j + width]
-        width //= 2
-    return total[0]
-
-
-cdef inline real largest(const real* x, Py_ssize_t n) noexcept nogil:
-    """The largest element; a NaN does not count, it reaches the result through the sum."""
-    cdef real top[LANES]
-    cdef real block[LANES]
+cdef inline double folded(const Lanes* total) noexcept nogil:
+    """The sum of all lanes in a fixed order, in four chains."""
+    cdef double chain[4]
     cdef Py_ssize_t i, j
-    for j in range(LANES):
-        top[j] = <real> -INFINITY
-    for i in range(0, n, 16):
-        fill(block, x, n, i, <real> -INFINITY)
-        for j in range(LANES):
-            top[j] = block[j] if block[j] > top[j] else top[j]
-    for j in range(1, LANES):
-        top[0] = top[j] if top[j] > top[0] else top[0]
-    return top[0]
+    for j in range(4):
+        chain[j] = total.sum[j] + total.error[j]
+    for i in range(4, LANES, 4):
+        for j in range(4):
+            chain[j] += total.sum[i + j] + total.error[i + j]
+    return (chain[0] + chain[2]) + (chain[1] + chain[3])
 
 
-cdef inline real shifted_exp(real x, real top, real* shifted, real* low) noexcept nogil:
-    """exp(x - top), and x - top as shifted + low: the rounding error of the difference would be magnified by it."""
-    cdef real lo, k, hi
-    shifted[0] = two_sum(x, -top, low)
-    hi = exp_parts2(shifted[0], low[0], &lo, &k)
-    return scale(hi + lo, k)
-
-
-cdef double exponentials(const real* x, real* y, Py_ssize_t n, real top) noexcept nogil:
-    """y = exp(x - top); returns the sum of all but one largest, so that log1p of it is exact where one entry dominates."""
+cdef double sum_run(const real* x, Py_ssize_t n) noexcept nogil:
     cdef real block[LANES]
-    cdef real sums[LANES]
-    cdef real errors[LANES]
-    cdef real counts[LANES]
-    cdef real shifted, low, error, e
-    cdef double tops = 0
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        sums[j] = errors[j] = counts[j] = 0
-    for i in range(0, n, 16):
-        fill(block, x, n, i, <real> -INFINITY)
+    cdef Lanes total
+    cdef Py_ssize_t i, j, skip = LANES - n % LANES
+    memset(&total, 0, sizeof(Lanes))
+    if n < LANES:
+        pad(block, x, n, 0)
         for j in range(LANES):
-            e = shifted_exp(block[j], top, &shifted, &low)
-            block[j] = e
-            counts[j] += <real> 1 if shifted == <real> 0 else <real> 0
-            sums[j] = two_sum(sums[j], <real> 0 if shifted == <real> 0 else e, &error)
-            errors[j] += error
-        keep(y, block, n, i)
-    for j in range(LANES):
-        tops += <double> counts[j]
-    return folded(sums, errors) + (tops - 1)
+            add(&total, j, block[j])
+        return folded(&total)
+    for i in range(0, n & -LANES, 16):
+        for j in range(LANES):
+            add(&total, j, x[i + j])
+    if skip < LANES:
+        for j in range(LANES):
+            add(&total, j, x[n - LANES + j] if j >= skip else <real> 0)
+    return folded(&total)
 
 
-cdef inline void times(real* y, Py_ssize_t n, real factor) noexcept nogil:
+cdef double sum_of_products(const real* x, const real* y, Py_ssize_t n) noexcept nogil:
+    cdef real block[LANES]
+    cdef real other[LANES]
+    cdef Lanes total
+    cdef Py_ssize_t i, j, skip = LANES - n % LANES
+    memset(&total, 0, sizeof(Lanes))
+    if n < LANES:
+        pad(block, x, n, 0)
+        pad(other, y, n, 0)
+        for j in range(LANES):
+            add(&total, j, block[j] * other[j])
+        return folded(&total)
+    for i in range(0, n & -LANES, 16):
+        for j in range(LANES):
+            add(&total, j, x[i + j] * y[i + j])
+    if skip < LANES:
+        for j in range(LANES):
+            add(&total, j, x[n - LANES + j] * y[n - LANES + j] if j >= skip else <real> 0)
+    return folded(&total)
+
+
+cdef inline real extent(const real* x, Py_ssize_t n, real* bottom) noexcept nogil:
+    """The largest and the smallest element; a NaN does not count, it reaches the result through the sum."""
+    cdef real highest[64]  # more than LANES, because one vector would wait for the result of each comparison
+    cdef real lowest[64]
+    cdef real high[4]
+    cdef real low[4]
+    cdef Py_ssize_t i, j, whole = n & -64
+    for j in range(4):
+        high[j] = <real> -INFINITY
+        low[j] = <real> INFINITY
+    if whole:
+        for j in range(64):
+            highest[j] = x[j]
+            lowest[j] = x[j]
+        for i in range(64, whole, 64):
+            for j in range(64):
+                highest[j] = x[i + j] if x[i + j] > highest[j] else highest[j]
+                lowest[j] = x[i + j] if x[i + j] < lowest[j] else lowest[j]
+        for i in range(0, 64, 4):
+            for j in range(4):
+                high[j] = highest[i + j] if highest[i + j] > high[j] else high[j]
+                low[j] = lowest[i + j] if lowest[i + j] < low[j] else low[j]
+    for i in range(whole, n):
+        j = i & 3
+        high[j] = x[i] if x[i] > high[j] else high[j]
+        low[j] = x[i] if x[i] < low[j] else low[j]
+    for j in range(1, 4):
+        high[0] = high[j] if high[j] > high[0] else high[0]
+        low[0] = low[j] if low[j] < low[0] else low[0]
+    bottom[0] = low[0]
+    return high[0]
+
+
+cdef inline void exp_vectors(const real* x, real* y, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n & -LANES):
+        y[i] = exp_inside(x[i])
+
+
+cdef inline void exp_vectors_below(const real* x, real* y, Py_ssize_t n, real top) noexcept nogil:
+    """y = exp(x - top)"""
+    cdef real shifted, low, lo, k, e
+    cdef Py_ssize_t i
+    for i in range(n & -LANES):
+        shifted = two_sum(x[i], -top, &low)  # the rounding error of the difference would be magnified by exp
+        e = exp_parts2(shifted, low, &lo, &k)
+        y[i] = scale(e + lo, k)
+
+
+cdef struct Powers:
+    bint inside   # e^x itself is far from overflow and underflow, so nothing was taken from the row before exp
+    double sum    # of the row's powers
+    double unit   # the power of one of the largest elements
+    double rest   # (sum - unit) / unit, without cancellation
+
+
+cdef real powers(const real* x, real* y, Py_ssize_t n, Powers* found) noexcept nogil:
+    """y = exp(x) or exp(x - largest), and their sum; returns the largest."""
+    cdef real block[LANES]
+    cdef real power[LANES]
+    cdef real bottom, top = extent(x, n, &bottom)
+    cdef real limit = 40 if sizeof(real) == 4 else 300
+    cdef const real* source = x
+    cdef real* target = y
+    cdef Py_ssize_t length = n
+    found.inside = -limit < bottom and top < limit
+    if n < LANES:
+        pad(block, x, n, 0)
+        source, target, length = block, power, LANES
+    if found.inside:
+        exp_vectors(source, target, length)
+        exp_vectors(source + length - LANES, target + length - LANES, LANES)
+    else:
+        exp_vectors_below(source, target, length, top)
+        exp_vectors_below(source + length - LANES, target + length - LANES, LANES, top)
+    if n < LANES:
+        memcpy(y, power, n * sizeof(real))
+    found.sum = sum_run(y, n)
+    found.unit = <double> exp_inside(top) if found.inside else 1
+    return top
+
+
+cdef void find_rest(const real* x, const real* y, Py_ssize_t n, real top, Powers* found) noexcept nogil:
+    """The sum without one of the largest, so that log1p of it is exact also where one entry dominates."""
+    cdef double others = 0, tops = -1
+    cdef Py_ssize_t i
+    found.rest = (found.sum - found.unit) / found.unit
+    if found.rest < (1e-4 if sizeof(real) == 4 else 1.0):
+        for i in range(n):
+            if x[i] == top:
+                tops += 1
+            else:
+                others += <double> y[i]
+        found.rest = others / found.unit + tops
+
+
+cdef inline void divide(real* y, Py_ssize_t n, double divisor) noexcept nogil:
+    """y / divisor; the remainder corrects the product with the reciprocal, so that y / y is 1."""
+    cdef real inverse = <real> (1 / divisor), rounded = <real> divisor, quotient
     cdef Py_ssize_t i
     for i in range(n):
-        y[i] = y[i] * factor
+        quotient = y[i] * inverse
+        y[i] = fma(fma(-quotient, rounded, y[i]), inverse, quotient)
 
 
 cdef void softmax_row(const real* x, const real* unused, real* y, Py_ssize_t n) noexcept nogil:
-    cdef double rest = exponentials(x, y, n, largest(x, n))
-    times(y, n, <real> (1.0 / (1.0 + rest)))
+    cdef Powers found
+    powers(x, y, n, &found)
+    divide(y, n, found.sum)
 
 
 cdef void softmax_row_backward(const real* dy, const real* y, real* dx, Py_ssize_t n) noexcept nogil:
     """dx = y * (dy - sum(dy * y))"""
-    cdef real block[LANES]
-    cdef real other[LANES]
-    cdef real sums[LANES]
-    cdef real errors[LANES]
-    cdef real error, total
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        sums[j] = errors[j] = 0
-    for i in range(0, n, 16):
-        fill(block, dy, n, i, 0)
-        fill(other, y, n, i, 0)
-        for j in range(LANES):
-            sums[j] = two_sum(sums[j], block[j] * other[j], &error)
-            errors[j] += error
-    total = <real> folded(sums, errors)
+    cdef real mean = <real> sum_of_products(dy, y, n)
+    cdef Py_ssize_t i
     for i in range(n):
-        dx[i] = y[i] * (dy[i] - total)
+        dx[i] = y[i] * (dy[i] - mean)
 
 
 cdef void log_softmax_row(const real* x, const real* unused, real* y, Py_ssize_t n) noexcept nogil:
-    """y = (x - top) - log(sum), both as high + low; neither is positive, so nothing cancels."""
-    cdef real top = largest(x, n)
-    cdef double log_sum = log1p_any(exponentials(x, y, n, top))
-    cdef real high = <real> log_sum, low = <real> (log_sum - <double> high)
-    cdef real shifted, shifted_low, error, sum
+    """y = x - (top + log(sum)), the subtrahend as high + low."""
+    cdef Powers found
+    cdef real top = powers(x, y, n, &found)
+    cdef double log_sum
+    cdef real high, low, total, total_low, shifted, shifted_low, error, sum
     cdef Py_ssize_t i
+    find_rest(x, y, n, top, &found)
+    log_sum = log1p_any(found.rest)
+    high = <real> log_sum
+    low = <real> (log_sum - <double> high)
+    if found.inside and found.rest > 1e-3:
+        total = two_sum(top, high, &total_low)
+        total_low += low
+        for i in range(n):
+            y[i] = (x[i] - total) - total_low
+        return
+    # one entry dominates, or the row is wide: x - top first, both parts kept; then nothing cancels
     for i in range(n):
         shifted = two_sum(x[i], -top, &shifted_low)
         sum = two_sum(shifted, -high, &error)
         y[i] = sum + (error + (shifted_low - low)) if shifted > <real> -INFINITY else shifted - high
 
 
+cdef inline void less_power(const real* dy, const real* y, real* dx, Py_ssize_t n, real total) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n & -LANES):
+        dx[i] = dy[i] - exp(y[i]) * total
+
+
 cdef void log_softmax_row_backward(const real* dy, const real* y, real* dx, Py_ssize_t n) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)"""
     cdef real block[LANES]
-    cdef real saved[LANES]
-    cdef real sums[LANES]
-    cdef real errors[LANES]
-    cdef real error, total, lo, k, hi
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        sums[j] = errors[j] = 0
-    for i in range(0, n, 16):
-        fill(block, dy, n, i, 0)
-        for j in range(LANES):
-            sums[j] = two_sum(sums[j], block[j], &error)
-            errors[j] += error
-    total = <real> folded(sums, errors)
-    for i in range(0, n, 16):
-        fill(block, dy, n, i, 0)
-        fill(saved, y, n, i, 0)
-        for j in range(LANES):
-            block[j] = block[j] - exp(saved[j]) * total
-        keep(dx, block, n, i)
+    cdef real other[LANES]
+    cdef real result[LANES]
+    cdef real total = <real> sum_run(dy, n)
+    if n < LANES:
+        pad(block, dy, n, 0)
+        pad(other, y, n, 0)
+        less_power(block, other, result, LANES, total)
+        memcpy(dx, result, n * sizeof(real))
+    else:
+        less_power(dy, y, dx, n, total)
+        less_power(dy + n - LANES, y + n - LANES, dx + n - LANES, LANES, total)
 
 
 cdef double loss_row(const real* x, real* y, Py_ssize_t n, Py_ssize_t label, double share) noexcept nogil:
     """y = (softmax(x) - onehot(label)) * share; returns -log(softmax(x)[label])."""
-    cdef real top = largest(x, n)
-    cdef double rest = exponentials(x, y, n, top)
-    cdef double total = 1.0 + rest, others = total - <double> y[label]
-    if x[label] == top:  # the label's class is the largest: 1 is its own term, the rest is all others
-        others = rest
-    times(y, n, <real> (share / total))
+    cdef Powers found
+    cdef real top = powers(x, y, n, &found)
+    cdef double others
+    find_rest(x, y, n, top, &found)
+    others = found.sum - <double> y[label]
+    if x[label] == top:  # the label's power is the unit, which the rest is without
+        others = found.rest * found.unit
+    divide(y, n, found.sum / share)
     # softmax - 1 without its cancellation: minus the share of all other classes
-    y[label] = <real> (-others / total * share)
-    return log1p_any(rest) - (<double> x[label] - <double> top)
+    y[label] = <real> (-others / found.sum * share)
+    return log1p_any(found.rest) - (<double> x[label] - <double> top)
 
 
 cdef double log1p_any(double x) noexcept nogil:
@@ -205,22 +303,6 @@ cdef void prelu_dslope(const real* dy, const real* x, real* dslope, Py_ssize_t n
     cdef Py_ssize_t i
     for i in range(n & -LANES):
         dslope[i] = <real> 0 if x[i] > <real> 0 else dy[i] * x[i]
-
-
-cdef double sum_run(const real* x, Py_ssize_t n) noexcept nogil:
-    cdef real block[LANES]
-    cdef real sums[LANES]
-    cdef real errors[LANES]
-    cdef real error
-    cdef Py_ssize_t i, j
-    for j in range(LANES):
-        sums[j] = errors[j] = 0
-    for i in range(0, n, 16):
-        fill(block, x, n, i, 0)
-        for j in range(LANES):
-            sums[j] = two_sum(sums[j], block[j], &error)
-            errors[j] += error
-    return folded(sums, errors)
 
 
 cdef void add_run(const real* x, double* sums, Py_ssize_t n) noexcept nogil:

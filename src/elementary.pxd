@@ -21,6 +21,7 @@ cdef extern from "elementary.h" nogil:
     float exp_parts2_f32(float x, float x_lo, float* lo, float* k) noexcept
     float expm1_parts_f32(float x, float* lo) noexcept
     float exp_f32(float x) noexcept
+    float exp_inside_f32(float x) noexcept
     float expm1_f32(float x) noexcept
     float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
@@ -41,6 +42,7 @@ cdef extern from "elementary.h" nogil:
     double exp_parts2_f64(double x, double x_lo, double* lo, double* k) noexcept
     double expm1_parts_f64(double x, double* lo) noexcept
     double exp_f64(double x) noexcept
+    double exp_inside_f64(double x) noexcept
     double expm1_f64(double x) noexcept
     double log1p_f64(double e) noexcept
     double tanh_f64(double x) noexcept
@@ -125,6 +127,12 @@ cdef inline real exp_parts2(real x, real x_lo, real* lo, real* k) noexcept nogil
         return exp_parts2_f32(x, x_lo, lo, k)
     else:
         return exp_parts2_f64(x, x_lo, lo, k)
+
+cdef inline real exp_inside(real x) noexcept nogil:
+    if real is float:
+        return exp_inside_f32(x)
+    else:
+        return exp_inside_f64(x)
 
 cdef inline real expm1_parts(real x, real* lo) noexcept nogil:
     if real is float:
