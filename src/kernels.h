@@ -12,6 +12,7 @@
 #include "rows.h"
 
 enum { FN_LANES = 16, FN_FORWARD = 0, FN_BACKWARD = 1, FN_SINGLE = 0, FN_DOUBLE = 1, FN_SOFTMAX = 0, FN_LOG_SOFTMAX = 1 };
+enum { FN_PANEL = 512 }; /* columns that the loops of preprocessing take together */
 
 /* Types that Cython has no word for. */
 typedef const void *restrict fn_in;
@@ -72,6 +73,11 @@ typedef struct {
                         double *mean, double *var, double *invstd);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
     fn_norm norm[2]; /* [dtype] */
+
+    /* preprocessing and diagnostics: see preprocessing_loops.pxi.tp; [dtype] where there are two */
+    void (*moments[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_out state, ptrdiff_t width);
+    void (*merge_states)(double n, fn_out state, ptrdiff_t width, double m, fn_in other, ptrdiff_t other_width, ptrdiff_t columns);
+    void (*affine[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in vectors, ptrdiff_t width, fn_out y);
 } fn_level;
 
 #endif

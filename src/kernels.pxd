@@ -7,6 +7,7 @@ cdef extern from "kernels.h" nogil:
         FN_RELU
         FN_LEAKY
         FN_LANES
+        FN_PANEL
         FN_FORWARD
         FN_BACKWARD
         FN_SINGLE
@@ -64,3 +65,9 @@ cdef extern from "kernels.h" nogil:
                             Py_ssize_t n, double* mean, double* var, double* invstd) noexcept nogil
         void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil
         fn_norm norm[2]
+        void (*moments[2])(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_out state,
+                           Py_ssize_t width) noexcept nogil
+        void (*merge_states)(double n, fn_out state, Py_ssize_t width, double m, fn_in other, Py_ssize_t other_width,
+                             Py_ssize_t columns) noexcept nogil
+        void (*affine[2])(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in vectors, Py_ssize_t width,
+                          fn_out y) noexcept nogil

@@ -22,5 +22,6 @@ include "activation_loops.pxi"
 include "activation_row_loops.pxi"
 
 include "normalization_loops.pxi"
+include "preprocessing_loops.pxi"
 
 PUBLISHED = PyCapsule_New(&level, "fastnn.level", NULL)
