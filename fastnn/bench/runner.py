@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, DataCache, Expectation, fastnn_call
 from fastnn.bench.peers import PEERS, Peer
 
 Sampler = Callable[[int], float]
-COPY = "copy"  # pseudo-peer: a non-temporal copy of x to out, the speed limit of the memory
+COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
+MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Row:
 
     @property
     def peers(self) -> dict[str, float]:
-        return {name: t for name, t in self.times.items() if name not in ("fastnn", COPY)}
+        return {name: t for name, t in self.times.items() if name not in ("fastnn", COPY, MATMUL)}
 
     @property
     def best_peer(self) -> str | None:
@@ -117,6 +122,17 @@ def interleave(
     return best
 
 
+def pin(cpus: list[int]) -> None:
+    """Keep every thread of this process on these processors: some libraries' pools cannot be made smaller."""
+    if not cpus:
+        return  # the system has no such call
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            os.sched_setaffinity(int(thread.name), cpus)
+        except OSError:  # a thread that has just ended
+            continue
+
+
 @dataclass
 class Plan:
     """What to run and for how long."""
@@ -138,6 +154,7 @@ class Runner:
             module = fastnn
         self._module = module
         self._data = DataCache()
+        self._cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.versions: dict[str, str] = {"fastnn": getattr(module, "__version__", "")}
         self.missing: dict[str, str] = {}
         self.peers: list[Peer] = []
@@ -155,6 +172,11 @@ class Runner:
             runtime.set_num_threads(count)
         for peer in self.peers:
             peer.set_threads(count)
+        if importlib.util.find_spec("threadpoolctl"):  # NumPy's matrix products, in the training steps
+            import threadpoolctl
+
+            threadpoolctl.threadpool_limits(count, user_api="blas")
+        pin(self._cpus[:count] if count == 1 else self._cpus)
 
     def __enter__(self) -> Runner:
         return self
@@ -162,6 +184,7 @@ class Runner:
     def __exit__(self, *exception: object) -> None:
         for peer in self.peers:
             peer.close()
+        pin(self._cpus)
 
     def measure(self, case: Case, threads: int, budget: float, rounds: int) -> Row:
         row = Row(
@@ -198,6 +221,8 @@ class Runner:
             samplers[name] = sampler(call)
             if call.fresh and case.output == "out":
                 row.fresh.append(name)
+        if case.op.kind == "step":
+            samplers[MATMUL] = sampler(Call(steps.matmul_step(data)))
         copy = self._copy(case, data)
         if copy:
             samplers[COPY] = sampler(copy)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, norm_axis
 from fastnn.bench.peers.base import Peer, is_map, out_of
 
@@ -361,6 +362,8 @@ class NumPy(Peer):
         return np.__version__
 
     def prepare(self, case: Case, data: Arrays) -> Call | None:
+        if case.op.kind == "step":
+            return Call(steps.numpy_step(data))
         out, forward, name = out_of(case, data), case.direction == "forward", case.op.name
         if is_map(case):
             table: Any = FORWARD if forward else BACKWARD
@@ -447,7 +450,7 @@ class SciPy(Peer):
     def prepare(self, case: Case, data: Arrays) -> Call | None:
         from scipy import special
 
-        if case.direction == "backward":
+        if case.direction == "backward" or case.op.kind == "step":
             return None
         out, x = out_of(case, data), data["x"]
         kwargs = {} if out is None else {"out": out}

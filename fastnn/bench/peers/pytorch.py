@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, norm_axis
 from fastnn.bench.peers.base import Peer, is_map, out_of
 
@@ -49,6 +50,8 @@ class Torch(Peer):
         return Call(call.function, call.args, call.kwargs, lambda value: collect(_numpy(value)), call.fresh)
 
     def _prepare(self, case: Case, data: Arrays) -> Call | None:
+        if case.op.kind == "step":
+            return Call(steps.torch_step(self._torch, data))
         out = self._tensor(out_of(case, data))
         forward = case.direction == "forward"
         if is_map(case):

@@ -1,13 +1,16 @@
-"""JAX on the CPU, jit compiled and warmed. It cannot write into a given array: every result is fresh."""
+"""JAX on the CPU, jit compiled and warmed. It cannot write into a given array: every result is fresh.
+
+XLA's thread pool has a thread a core and cannot be resized; the runner pins the process to one core instead.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, norm_axis
 from fastnn.bench.peers.base import Peer, is_map
 
@@ -35,15 +38,13 @@ class Jax(Peer):
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_platforms", "cpu")
         self._jax: Any = jax
-        self._threads = 1
         return str(jax.__version__)
-
-    def set_threads(self, count: int) -> None:
-        self._threads = count
 
     def prepare(self, case: Case, data: Arrays) -> Call | None:
         if case.output == "inplace":
             return None
+        if case.op.kind == "step":
+            return Call(steps.jax_step(self._jax, data))
         function = self._function(case)
         if function is None:
             return None
@@ -51,9 +52,7 @@ class Jax(Peer):
         if case.op.kind not in ("map", "rows"):
             names = tuple(name for name in ("dy", "x", "gamma", "beta", "labels") if name in data)
         arrays = [self._jax.device_put(np.asarray(data[name])) for name in names]
-        # XLA's pool is made once with a thread a core; one thread is a matter of how the program is compiled
-        options = {} if self._threads >= (os.cpu_count() or 1) else {"xla_cpu_multi_thread_eigen": False}
-        compiled = self._jax.jit(function).lower(*arrays).compile(compiler_options=options)
+        compiled = self._jax.jit(function).lower(*arrays).compile()
         ready = self._jax.block_until_ready
 
         def collect(value: Any) -> tuple[Any, ...]:
