@@ -276,6 +276,8 @@ def cross_entropy(logits, labels, out=None):
     dtype = _checks.result_dtype(x)
     _checks.check_out(out, (<object> x).shape, dtype)
     y = np.empty_like(x, dtype=dtype, subok=False) if out is None else out.view(ndarray)
+    if out is not None and may_overlap(classes, y):
+        classes = classes.copy()
     begin_plan(&rows.plan, y)
     x = add_input(&rows.plan, x, y)
     if lay_rows(&rows, y, 1):

@@ -1,0 +1,325 @@
+"""softmax, log_softmax, cross_entropy, prelu and maxout: the activations that look at more than one element."""
+
+import numpy as np
+import pytest
+from cases import DTYPES, assert_same_bits, assert_ulp, layouts
+
+import fastnn as fn
+import fastnn.reference as ref
+from fastnn.bench.oracle import ulp_error
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES)
+SHAPES_AND_AXES = [
+    ((), -1),
+    ((1,), 0),
+    ((7,), -1),
+    ((5, 1), 1),
+    ((3, 10), -1),
+    ((3, 10), 0),
+    ((17, 1000), 1),
+    ((4, 5, 6), 1),
+    ((4, 5, 6), -3),
+    ((2, 1025), -1),
+    ((1, 5003), -1),
+]
+UNIT = {np.float16: 2.0**-10, np.float32: 2.0**-22, np.float64: 2.0**-51}
+
+
+def logits(shape, dtype, seed=0):
+    return np.random.default_rng(seed).normal(0, 4, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES)
+@by_dtype
+def test_softmax_and_log_softmax(shape, axis, dtype, isa):
+    x = logits(shape, dtype)
+    for name in ("softmax", "log_softmax"):
+        y = getattr(fn, name)(x, axis)
+        assert y.dtype == dtype and y.shape == shape
+        exact = getattr(ref, name)(x.astype(np.float64), axis)
+        bound = {np.float16: 1.0, np.float32: 4.0, np.float64: 6.0}[dtype]
+        assert_ulp(np.atleast_1d(y), np.atleast_1d(exact), bound, np.atleast_1d(x))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 80.0])
+def test_softmax_keeps_four_ulp_over_long_rows(scale, isa):
+    x = np.random.default_rng(1).normal(0, scale, (20, 3001)).astype(np.float32)
+    for name in ("softmax", "log_softmax"):
+        assert_ulp(getattr(fn, name)(x), getattr(ref, name)(x.astype(np.float64)), 4.0, x)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES)
+@by_dtype
+def test_softmax_backward(shape, axis, dtype, isa):
+    x, dy = logits(shape, dtype), logits(shape, dtype, 1)
+    for name in ("softmax", "log_softmax"):
+        y = getattr(ref, name)(x, axis)
+        dx = getattr(fn, name + "_backward")(dy, y, axis)
+        exact = getattr(ref, name + "_backward")(dy.astype(np.float64), y.astype(np.float64), axis)
+        assert dx.dtype == dtype and dx.shape == shape
+        size = np.abs(dy).max() * (1 if name == "softmax" else max(1.0, np.sqrt(x.size)))
+        np.testing.assert_allclose(dx, exact, rtol=0, atol=8 * UNIT[dtype] * float(size))
+
+
+def test_softmax_backward_is_the_derivative():
+    x, dy = logits((3, 6), np.float64), logits((3, 6), np.float64, 1)
+    for name in ("softmax", "log_softmax"):
+        forward, backward = getattr(fn, name), getattr(fn, name + "_backward")
+        dx = backward(dy, forward(x))
+        for index in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[index] = 1e-5
+            slope = np.sum(dy * (forward(x + step) - forward(x - step))) / 2e-5
+            assert abs(dx[index] - slope) < 1e-8
+
+
+@by_dtype
+def test_softmax_of_infinities(dtype, isa):
+    inf, nan = np.inf, np.nan
+    x = np.array([[0, -inf, 1], [inf, 0, 1], [-inf, -inf, -inf], [nan, 0, 1], [inf, inf, -inf], [-inf, 2, -inf]], dtype)
+    for name in ("softmax", "log_softmax"):
+        np.testing.assert_allclose(getattr(fn, name)(x), getattr(ref, name)(x), rtol=2e-3)
+        np.testing.assert_allclose(getattr(fn, name)(x.T, 0), getattr(ref, name)(x.T, 0), rtol=2e-3)
+    y = fn.softmax(x)
+    assert y[0, 1] == 0 and np.isnan(y[1:5]).all() and list(y[5]) == [0, 1, 0]
+
+
+def test_softmax_of_huge_numbers(isa):
+    x = np.array([[3e38, -3e38, 3e38], [1e30, 1e30, 1e30], [-3e38, -3e38, -3.1e38]], np.float32)
+    assert_ulp(fn.softmax(x), ref.softmax(x.astype(np.float64)), 1.0, x)
+    assert fn.softmax(np.array([-104.0, 0.0], np.float32))[0] == np.float32(np.exp(-104.0))  # subnormal
+
+
+@by_dtype
+def test_softmax_layouts(dtype, isa, threads, tmp_path):
+    for shape in ((5, 37), (33, 129)):
+        values, grads = logits(shape, dtype), logits(shape, dtype, 1)
+        for axis in (0, 1):
+            for name in ("softmax", "log_softmax"):
+                forward, backward = getattr(fn, name), getattr(fn, name + "_backward")
+                saved = getattr(ref, name)(values, axis)
+                y, dx = forward(values, axis), backward(grads, saved, axis)
+                for (layout, x), (_, s), (_, dy) in zip(
+                    layouts(values, tmp_path), layouts(saved, tmp_path), layouts(grads, tmp_path), strict=True
+                ):
+                    assert_same_bits(forward(x, axis), y, (name, layout, axis))
+                    assert_same_bits(backward(grads, s, axis), dx, (name, layout, axis))
+                    assert_same_bits(backward(dy, saved, axis), dx, (name, layout, axis))
+
+
+def test_softmax_bits_do_not_depend_on_the_axis_or_the_rows_around(isa):
+    x = logits((70, 129), np.float32)
+    y = fn.softmax(x)
+    assert_same_bits(fn.softmax(np.ascontiguousarray(x.T), 0).T, y)
+    for row in (0, 1, 33, 69):
+        assert_same_bits(fn.softmax(x[row]), y[row])
+
+
+def test_softmax_in_place_and_overlapping(isa):
+    x = logits((40, 23), np.float32)
+    for axis in (0, 1):
+        want = fn.softmax(x, axis)
+        out = x.copy()
+        assert fn.softmax(out, axis, out=out) is out
+        assert_same_bits(out, want)
+        raw = np.zeros(x.size + 23, np.float32)
+        raw[: x.size] = x.ravel()
+        out = raw[23:].reshape(x.shape)
+        fn.softmax(raw[: x.size].reshape(x.shape), axis, out=out)
+        assert_same_bits(out, want)
+        square = logits((31, 31), np.float32)
+        want = fn.softmax(square, axis)
+        fn.softmax(square, axis, out=square.T)
+        assert_same_bits(np.ascontiguousarray(square.T), want)
+        dy = logits((40, 23), np.float32, 1)
+        y = fn.softmax(x, axis)
+        want = fn.softmax_backward(dy, y, axis)
+        out = dy.copy()
+        assert_same_bits(fn.softmax_backward(out, y, axis, out=out), want)
+        assert_same_bits(fn.softmax_backward(dy, y.copy(), axis, out=y), want)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
+def test_softmax_of_nothing(shape):
+    x = np.zeros(shape, np.float32)
+    for name in ("softmax", "log_softmax"):
+        for axis in range(-len(shape), len(shape)):
+            assert getattr(fn, name)(x, axis).shape == shape
+            assert getattr(fn, name + "_backward")(x, x, axis).shape == shape
+
+
+@by_dtype
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 10), (64, 1000), (129, 3)])
+def test_cross_entropy(dtype, shape, isa, threads):
+    x = logits(shape, dtype)
+    labels = np.random.default_rng(2).integers(0, shape[1], shape[0])
+    loss, dx = fn.cross_entropy(x, labels)
+    exact_loss, exact = ref.cross_entropy(x.astype(np.float64), labels)
+    assert type(loss) is float and dx.dtype == dtype
+    assert abs(loss - exact_loss) <= 1e-6 * max(1.0, exact_loss)
+    np.testing.assert_allclose(dx, exact, rtol=8 * UNIT[dtype], atol=2 * UNIT[dtype] / shape[0])
+    assert_same_bits(fn.cross_entropy(np.asfortranarray(x), list(labels))[1], dx)
+    out = x.copy()
+    again, result = fn.cross_entropy(out, labels.astype(np.uint8) if shape[1] < 256 else labels, out=out)
+    assert result is out and again == loss
+    assert_same_bits(out, dx)
+
+
+def test_cross_entropy_is_its_own_derivative():
+    x = logits((3, 5), np.float64)
+    labels = [4, 0, 2]
+    _, dx = fn.cross_entropy(x, labels)
+    for index in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[index] = 1e-5
+        slope = (fn.cross_entropy(x + step, labels)[0] - fn.cross_entropy(x - step, labels)[0]) / 2e-5
+        assert abs(dx[index] - slope) < 1e-8
+
+
+def test_cross_entropy_at_the_ends(isa):
+    assert fn.cross_entropy(np.zeros((0, 3), np.float32), [])[0] == 0.0
+    loss, dx = fn.cross_entropy(np.zeros((0, 3), np.float32), np.zeros(0, int))
+    assert loss == 0.0 and dx.shape == (0, 3) and dx.dtype == np.float32
+    loss, dx = fn.cross_entropy(np.array([[100.0, 0.0]], np.float32), [0])
+    assert 0 < loss < 1e-40 and dx[0, 1] > 0
+    loss, _ = fn.cross_entropy(np.array([[-np.inf, 0.0]], np.float32), [0])
+    assert loss == np.inf
+    for row in ([np.inf, 0.0], [-np.inf, -np.inf], [np.nan, 0.0]):
+        loss, dx = fn.cross_entropy(np.array([row, [1.0, 2.0]], np.float32), [1, 0])
+        assert np.isnan(loss) and np.isnan(dx[0]).all() and np.isfinite(dx[1]).all()
+
+
+@by_dtype
+def test_prelu(dtype, isa, threads):
+    rng = np.random.default_rng(3)
+    for shape, axis in (((6, 5), 1), ((6, 5), 0), ((3, 4, 5), 1), ((2, 3, 7, 9), -1), ((2, 3, 7, 9), 1), ((17,), 0)):
+        x = rng.normal(0, 2, shape).astype(dtype)
+        dy = rng.normal(0, 2, shape).astype(dtype)
+        for slope in (rng.normal(0, 1, shape[axis]).astype(dtype), np.array(0.25, dtype)):
+            y = fn.prelu(x, slope, axis=axis)
+            assert y.dtype == dtype
+            np.testing.assert_allclose(y, ref.prelu(x, slope, axis=axis), rtol=UNIT[dtype])
+            dx, dslope = fn.prelu_backward(dy, x, slope, axis=axis)
+            want_dx, want = ref.prelu_backward(dy, x, slope, axis=axis)
+            assert dx.dtype == dtype and dslope.dtype == dtype and dslope.shape == slope.shape
+            np.testing.assert_allclose(dx, want_dx, rtol=UNIT[dtype])
+            np.testing.assert_allclose(dslope, want, rtol=4 * UNIT[dtype], atol=x.size * UNIT[dtype])
+
+
+def test_prelu_of_scalars_layouts_and_edges(isa, tmp_path):
+    assert fn.prelu(-2.0, 0.25) == -0.5 and fn.prelu(-2.0, 0.25).shape == ()
+    dx, dslope = fn.prelu_backward(1.0, -2.0, 0.25)
+    assert dx == 0.25 and dslope == -2.0 and dslope.shape == ()
+    x = np.array([[-np.inf, -0.0, 0.0, np.inf, np.nan]], np.float32)
+    np.testing.assert_array_equal(fn.prelu(x, 0.5), ref.prelu(x, 0.5))
+    dy = np.full_like(x, np.nan)
+    for slope in (0.5, 0.0, np.zeros(5, np.float32)):
+        for got, want in zip(fn.prelu_backward(dy, x, slope), ref.prelu_backward(dy, x, slope), strict=True):
+            np.testing.assert_array_equal(got, want)
+    slope = np.linspace(-1, 1, 37, dtype=np.float32)
+    values, grads = logits((11, 37), np.float32), logits((11, 37), np.float32, 1)
+    y, (dx, dslope) = fn.prelu(values, slope), fn.prelu_backward(grads, values, slope)
+    for (name, a), (_, dy) in zip(layouts(values, tmp_path), layouts(grads, tmp_path), strict=True):
+        assert_same_bits(fn.prelu(a, slope), y, name)
+        for got in (fn.prelu_backward(dy, values, slope), fn.prelu_backward(grads, a, slope)):
+            assert_same_bits(got[0], dx, name)
+            np.testing.assert_allclose(got[1], dslope, rtol=1e-6, atol=1e-5)
+    for target in (0, 1):
+        pair = [grads.copy(), values.copy()]
+        got = fn.prelu_backward(*pair, slope, out=pair[target])
+        assert got[0] is pair[target]
+        assert_same_bits(got[0], dx)
+        np.testing.assert_allclose(got[1], dslope, rtol=1e-6, atol=1e-5)
+    out = values.copy()
+    assert fn.prelu(out, slope, out=out) is out
+    assert_same_bits(out, y)
+    for shape in ((0, 3), (3, 0)):
+        empty = np.zeros(shape, np.float32)
+        dx, dslope = fn.prelu_backward(empty, empty, np.ones(shape[1], np.float32))
+        assert dx.shape == shape and np.all(dslope == 0) and dslope.shape == (shape[1],)
+
+
+@by_dtype
+def test_maxout(dtype, isa):
+    rng = np.random.default_rng(4)
+    shapes = [((4, 6), 1, 2), ((4, 6), 1, 3), ((4, 6), 0, 4), ((2, 6, 3, 5), 1, 3), ((2, 3, 8), -1, 2), ((5, 4), 1, 1)]
+    for shape, axis, pieces in shapes:
+        x = rng.integers(-3, 3, shape).astype(dtype)  # with ties
+        y, which = fn.maxout(x, pieces, axis)
+        want, places = ref.maxout(x, pieces, axis)
+        assert y.dtype == dtype and which.dtype == np.intp
+        assert_same_bits(y, want)
+        np.testing.assert_array_equal(which, places)
+        dy = rng.normal(size=y.shape).astype(dtype)
+        assert_same_bits(fn.maxout_backward(dy, which, pieces, axis), ref.maxout_backward(dy, which, pieces, axis))
+
+
+def test_maxout_of_nan_layouts_overlap_and_nothing(isa, tmp_path):
+    x = np.array([[1, np.nan, 3, np.nan, np.nan, 5], [-np.inf, -np.inf, 2, 2, np.inf, np.inf]], np.float32)
+    y, which = fn.maxout(x, 2)
+    want, places = ref.maxout(x, 2)
+    assert_same_bits(y, want)
+    np.testing.assert_array_equal(which, places)
+    values = logits((9, 36), np.float32)
+    y, which = fn.maxout(values, 3)
+    dx = fn.maxout_backward(y, which, 3)
+    for name, a in layouts(values, tmp_path):
+        got, places = fn.maxout(a, 3)
+        assert_same_bits(got, y, name)
+        np.testing.assert_array_equal(places, which)
+    for name, a in layouts(y, tmp_path):
+        assert_same_bits(fn.maxout_backward(a, which, 3), dx, name)
+    assert_same_bits(fn.maxout_backward(y, which.astype(np.int8)[:, ::-1][:, ::-1], 3), dx)
+    shared = values.copy()
+    out = shared.reshape(-1)[: y.size].reshape(y.shape)
+    fn.maxout(shared, 3, out=out)
+    assert_same_bits(out, y)
+    big = np.zeros(values.shape, np.float32)
+    small = big.reshape(-1)[-y.size :].reshape(y.shape)
+    small[...] = y
+    fn.maxout_backward(small, which, 3, out=big)
+    assert_same_bits(big, dx)
+    empty, places = fn.maxout(np.zeros((0, 4), np.float32))
+    assert empty.shape == places.shape == (0, 2)
+    assert fn.maxout_backward(empty, places).shape == (0, 4)
+    assert fn.maxout(np.zeros((3, 0)))[0].shape == (3, 0)
+
+
+def test_float32_softmax_is_better_than_the_plain_formula(isa):
+    x = np.random.default_rng(5).normal(0, 10, (100, 1000)).astype(np.float32)
+    e = np.exp(x - x.max(-1, keepdims=True))
+    plain = e / e.sum(-1, keepdims=True)
+    exact = ref.softmax(x.astype(np.float64))
+    assert ulp_error(fn.softmax(x), exact).max() < ulp_error(plain, exact).max()
+
+
+def test_results_over_slopes_labels_and_indices(isa):
+    """The smaller argument may share memory with the result, too."""
+    base = logits((40, 37), np.float32)
+    want = fn.prelu(base, base[3].copy())
+    x = base.copy()
+    fn.prelu(x, x[3], out=x)
+    assert_same_bits(x, want)
+    dy = logits((40, 37), np.float32, 1)
+    want_dx, want_dslope = fn.prelu_backward(dy, base, base[5].copy())
+    x = base.copy()
+    dx, dslope = fn.prelu_backward(dy, x, x[5], out=x)
+    assert_same_bits(dx, want_dx)
+    assert_same_bits(dslope, want_dslope)
+
+    labels = np.arange(40) % 37
+    raw = np.zeros((40, 37), np.float64)
+    held = raw.reshape(-1).view(np.intp)[:40]
+    held[...] = labels
+    wide = base.astype(np.float64)
+    want = fn.cross_entropy(wide, labels)
+    loss, dlogits = fn.cross_entropy(wide, held, out=raw)
+    assert loss == want[0]
+    assert_same_bits(dlogits, want[1])
+
+    y, which = fn.maxout(wide.T.copy(), 2)
+    want = fn.maxout_backward(y, which, 2)
+    raw = np.zeros(want.shape)
+    held = raw.reshape(-1).view(np.intp)[-which.size :].reshape(which.shape)
+    held[...] = which
+    assert_same_bits(fn.maxout_backward(y, held, 2, out=raw), want)
