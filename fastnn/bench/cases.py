@@ -414,6 +414,7 @@ class Expectation:
 
     def __init__(self, case: Case, data: Arrays) -> None:
         self.tolerance = TOLERANCE[case.dtype]
+        self._flips = 1e-5 if "activation" in dict(case.op.options) and case.direction == "backward" else 0.0
         self._sample: np.ndarray | None = None
         data = dict(data, out=None)
         if case.op.kind == "map" and case.elements > 4096:
@@ -435,7 +436,9 @@ class Expectation:
             if want.size == 0:
                 continue
             limit = self.tolerance * max(1.0, float(np.abs(want).max()))
-            worst = float(np.abs(got.astype(np.float64) - want).max())
-            if not worst <= limit:
+            difference = np.abs(got.astype(np.float64) - want)
+            worst = float(difference.max())
+            # an element within rounding of a fused activation's kink may fall on either side of it
+            if not worst <= limit and np.count_nonzero(~(difference <= limit)) > self._flips * want.size:
                 return f"result {position} differs by {worst:.3g}, more than {limit:.3g}"
         return ""

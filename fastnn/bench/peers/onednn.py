@@ -363,6 +363,7 @@ class OneDNN(Peer):
             None,
         )
         arguments |= {
+            SHIFT: outputs[SHIFT],
             DIFF_DST: self._memory(desc, data["dy"]),
             DIFF_SRC: self._memory(desc, out),
             DIFF_SCALE: self._memory(affine, dgamma),
