@@ -4,6 +4,7 @@
 # untyped one would compute in double. Arguments and results of `exp_parts` are explained in elementary_f32.h.
 
 from elementary cimport (
+    gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
     real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
     quotient, remainder, scale, select, two_prod, two_sum, upper_of, tanh as elementary_tanh,
 )
@@ -24,10 +25,13 @@ cdef inline real logistic(real x, real x_lo, real factor) noexcept nogil:
 
 # 1 / (1 + e^-x)
 cdef inline real sigmoid(real x) noexcept nogil:
-    return logistic(x, <real> 0, <real> 1)
+    if real is double:
+        return logistic_f64(x)
+    else:
+        return logistic(x, <real> 0, <real> 1)
 
 cdef inline real sigmoid_backward(real dy, real y) noexcept nogil:
-    return dy * (y * (<real> 1 - y))
+    return dy * remainder(y, y, y)
 
 cdef inline real tanh(real x) noexcept nogil:
     return elementary_tanh(x)
@@ -136,20 +140,26 @@ cdef inline real gauss_parts(real a, real* lo, real* k) noexcept nogil:
 # x * Phi(x), Phi the normal distribution function
 cdef inline real gelu(real x) noexcept nogil:
     cdef real a, t, t_lo, hi, lo, k, q
-    a = lower_of(absolute(x), <real> 40)
-    t = normal_tail(a, &t_lo)
-    hi = gauss_parts(a, &lo, &k)
-    q = scale(a * (t * hi + (t * lo + t_lo * hi)), k)
-    return select(x > <real> 0, x - q, -q)
+    if real is double:
+        return gelu_f64(x)
+    else:
+        a = lower_of(absolute(x), <real> 40)
+        t = normal_tail(a, &t_lo)
+        hi = gauss_parts(a, &lo, &k)
+        q = scale(a * (t * hi + (t * lo + t_lo * hi)), k)
+        return select(x > <real> 0, x - q, -q)
 
 # gelu'(x) = 1 - gelu'(-x)
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:
     cdef real a, t, t_lo, hi, lo, k, q
-    a = lower_of(absolute(x), <real> 40)
-    t = gelu_slope_tail(a, &t_lo)
-    hi = gauss_parts(a, &lo, &k)
-    q = scale(t * hi + (t * lo + t_lo * hi), k)
-    return dy * select(x > <real> 0, <real> 1 - q, q)
+    if real is double:
+        return dy * gelu_slope_f64(x)
+    else:
+        a = lower_of(absolute(x), <real> 40)
+        t = gelu_slope_tail(a, &t_lo)
+        hi = gauss_parts(a, &lo, &k)
+        q = scale(t * hi + (t * lo + t_lo * hi), k)
+        return dy * select(x > <real> 0, <real> 1 - q, q)
 
 # 2 u = sqrt(8 / pi) * (x + 0.044715 x^3) and its low part, |x| <= 40
 cdef inline real tanh_argument(real x, real* lo) noexcept nogil:
@@ -164,59 +174,78 @@ cdef inline real tanh_argument(real x, real* lo) noexcept nogil:
 
 # x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3): x times the logistic function of 2 u
 cdef inline real gelu_tanh(real x) noexcept nogil:
-    cdef real z, z_lo, near = upper_of(x, <real> -40)
-    z = tanh_argument(lower_of(near, <real> 40), &z_lo)
-    return logistic(z, z_lo, near)
+    cdef real z, z_lo, near
+    if real is double:
+        return gelu_tanh_f64(x)
+    else:
+        near = upper_of(x, <real> -40)
+        z = tanh_argument(lower_of(near, <real> 40), &z_lo)
+        return logistic(z, z_lo, near)
 
 cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
     cdef real z, z_lo, a, hi, lo, k, e, d, q
-    a = lower_of(absolute(x), <real> 40)
-    z = tanh_argument(a, &z_lo)
-    hi = exp_parts2(-z, -z_lo, &lo, &k)
-    e = scale(hi + lo, k)
-    d = <real> 1 + e
-    q = (d - a * (<real> 1.5957691216057308 + <real> 0.2140644384784346 * a * a)) / (d * d)
-    q = scale(q * (hi + lo), k)
-    return dy * select(x > <real> 0, <real> 1 - q, q)
+    if real is double:
+        return dy * gelu_tanh_slope_f64(x)
+    else:
+        a = lower_of(absolute(x), <real> 40)
+        z = tanh_argument(a, &z_lo)
+        hi = exp_parts2(-z, -z_lo, &lo, &k)
+        e = scale(hi + lo, k)
+        d = <real> 1 + e
+        q = (d - a * (<real> 1.5957691216057308 + <real> 0.2140644384784346 * a * a)) / (d * d)
+        q = scale(q * (hi + lo), k)
+        return dy * select(x > <real> 0, <real> 1 - q, q)
 
 # x / (1 + e^-x)
 cdef inline real silu(real x) noexcept nogil:
-    return logistic(x, <real> 0, upper_of(x, <real> -1000))
+    if real is double:
+        return silu_f64(x)
+    else:
+        return logistic(x, <real> 0, upper_of(x, <real> -1000))
 
 # silu'(x) = 1 - silu'(-x); at -a it is e (1 + e - a) / (1 + e)^2 with e = e^-a
 cdef inline real silu_backward(real dy, real x) noexcept nogil:
     cdef real a, hi, lo, k, e, d, q
-    a = lower_of(absolute(x), <real> 1000)
-    hi = exp_parts(-a, &lo, &k)
-    e = scale(hi + lo, k)
-    d = <real> 1 + e
-    q = scale((hi + lo) * ((<real> 1 - a) + e) / (d * d), k)
-    return dy * select(x > <real> 0, <real> 1 - q, q)
+    if real is double:
+        return dy * silu_slope_f64(x)
+    else:
+        a = lower_of(absolute(x), <real> 1000)
+        hi = exp_parts(-a, &lo, &k)
+        e = scale(hi + lo, k)
+        d = <real> 1 + e
+        q = scale((hi + lo) * ((<real> 1 - a) + e) / (d * d), k)
+        return dy * select(x > <real> 0, <real> 1 - q, q)
 
 # x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2); for x > 0 with both multiplied by e^-2x
 cdef inline real mish(real x) noexcept nogil:
     cdef real b, hi, lo, k, e, n, d
-    b = upper_of(x, <real> -1000)
-    hi = exp_parts(-absolute(b), &lo, &k)
-    hi += lo
-    e = scale(hi, k)
-    n = select(x < <real> 0, hi * (e + <real> 2), <real> 1 + (e + e))
-    d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
-    return scale(b * (n / d), select(x < <real> 0, k, <real> 0))
+    if real is double:
+        return mish_f64(x)
+    else:
+        b = upper_of(x, <real> -1000)
+        hi = exp_parts(-absolute(b), &lo, &k)
+        hi += lo
+        e = scale(hi, k)
+        n = select(x < <real> 0, hi * (e + <real> 2), <real> 1 + (e + e))
+        d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
+        return scale(b * (n / d), select(x < <real> 0, k, <real> 0))
 
 cdef inline real mish_backward(real dy, real x) noexcept nogil:
     cdef real b, hi, lo, k, e, n, d
-    b = lower_of(upper_of(x, <real> -1000), <real> 1000)
-    hi = exp_parts(-absolute(b), &lo, &k)
-    hi += lo
-    e = scale(hi, k)
-    n = select(
-        x < <real> 0,
-        hi * (<real> 4 * (<real> 1 + b) * (<real> 1 + e) + e * (<real> 2 + e * (<real> 4 + e))),
-        <real> 1 + e * (<real> 4 + e * (<real> 6 + <real> 4 * b + e * (<real> 4 + <real> 4 * b))),
-    )
-    d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
-    return dy * scale(n / (d * d), select(x < <real> 0, k, <real> 0))
+    if real is double:
+        return dy * mish_slope_f64(x)
+    else:
+        b = lower_of(upper_of(x, <real> -1000), <real> 1000)
+        hi = exp_parts(-absolute(b), &lo, &k)
+        hi += lo
+        e = scale(hi, k)
+        n = select(
+            x < <real> 0,
+            hi * (<real> 4 * (<real> 1 + b) * (<real> 1 + e) + e * (<real> 2 + e * (<real> 4 + e))),
+            <real> 1 + e * (<real> 4 + e * (<real> 6 + <real> 4 * b + e * (<real> 4 + <real> 4 * b))),
+        )
+        d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
+        return dy * scale(n / (d * d), select(x < <real> 0, k, <real> 0))
 
 # x / (1 + |x|)
 cdef inline real softsign(real x) noexcept nogil:
@@ -239,18 +268,27 @@ cdef inline real softplus_tail(real z, real z_lo, real beta) noexcept nogil:
 
 # -log(1 + e^-x)
 cdef inline real log_sigmoid(real x) noexcept nogil:
-    return lower_of(x, <real> 0) - softplus_tail(x, <real> 0, <real> 1)
+    if real is double:
+        return -softplus_f64(-x, 1)
+    else:
+        return lower_of(x, <real> 0) - softplus_tail(x, <real> 0, <real> 1)
 
 cdef inline real log_sigmoid_backward(real dy, real x) noexcept nogil:
-    return dy * logistic(-x, <real> 0, <real> 1)
+    return dy * sigmoid(-x)
 
 # log(1 + e^(beta x)) / beta, without a threshold
 cdef inline real softplus(real x, real beta) noexcept nogil:
     cdef real z, z_lo
-    z = two_prod(x, beta, &z_lo)
-    return upper_of(x, <real> 0) + softplus_tail(z, z_lo, beta)
+    if real is double:
+        return softplus_f64(x, beta)
+    else:
+        z = two_prod(x, beta, &z_lo)
+        return upper_of(x, <real> 0) + softplus_tail(z, z_lo, beta)
 
 cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
     cdef real z, z_lo
     z = two_prod(x, beta, &z_lo)
-    return dy * logistic(z, z_lo, <real> 1)
+    if real is double:
+        return dy * logistic2_f64(z, z_lo)
+    else:
+        return dy * logistic(z, z_lo, <real> 1)

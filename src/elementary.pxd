@@ -45,6 +45,18 @@ cdef extern from "elementary.h" nogil:
     double exp_inside_f64(double x) noexcept
     double expm1_f64(double x) noexcept
     double log1p_f64(double e) noexcept
+    double quotient_f64(double n, double n_lo, double d, double d_lo) noexcept
+    double logistic_f64(double x) noexcept
+    double silu_f64(double x) noexcept
+    double silu_slope_f64(double x) noexcept
+    double gelu_f64(double x) noexcept
+    double gelu_slope_f64(double x) noexcept
+    double gelu_tanh_f64(double x) noexcept
+    double gelu_tanh_slope_f64(double x) noexcept
+    double mish_f64(double x) noexcept
+    double mish_slope_f64(double x) noexcept
+    double logistic2_f64(double x, double x_lo) noexcept
+    double softplus_f64(double x, double beta) noexcept
     double tanh_f64(double x) noexcept
     double normal_tail_f64(double a, double* lo) noexcept
     double gelu_slope_tail_f64(double a, double* lo) noexcept

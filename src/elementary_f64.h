@@ -47,6 +47,24 @@ FN double two_prod_f64(double a, double b, double *lo)
     return p;
 }
 
+/* n - q * d, rounded once */
+FN double remainder_f64(double q, double d, double n)
+{
+#if FN_HAS_FMA
+    return FN_FMA(-q, d, n);
+#else
+    double lo, product = two_prod_f64(q, d, &lo);
+    return (n - product) - lo;
+#endif
+}
+
+/* (n + n_lo) / (d + d_lo), rounded once and a little: the remainder of the first quotient corrects it */
+FN double quotient_f64(double n, double n_lo, double d, double d_lo)
+{
+    double inverse = 1.0 / d, q = n * inverse;
+    return FN_FMA(remainder_f64(q, d, n) + FN_FMA(-q, d_lo, n_lo), inverse, q);
+}
+
 #define F64_MAGIC 0x1.8p52
 
 /* m * 2^k for |k| <= 2044; in two steps, so that k may go beyond the exponents a double has; rounds once, also to a subnormal */
@@ -133,31 +151,261 @@ FN double expm1_f64(double x)
     return select_f64(x == 0.0, x, hi + lo);
 }
 
+/* For those who divide anyway, half the multiplications of exp_poly: e^(x + x_lo) = (2 + *even + w) / (2 + *even - w) * 2^(*k), w returned and
+   *power = 2^(k + shift), if a normal number has that exponent. |w| < 0.35, 0 <= *even < 0.03; x must be in +-1416, or NaN. */
+FN double exp_fraction_f64(double x, double x_lo, int shift, double *even, double *power, double *k)
+{
+    double magic = F64_MAGIC + (1023 + shift), t = FN_FMA(x, 0x1.71547652b82fep+0, magic), n = t - magic;
+    double head = FN_FMA(-n, 0x1.62e42fefa3800p-1, x), tail = FN_FMA(-n, 0x1.ef35793c76730p-45, x_lo);
+    double r = head + tail, z = r * r;
+    *k = n;
+    *power = from_bits_f64(bits_f64(t) << 52);
+    *even = z * FN_FMA(0x1.03fb559c7c1bdp-9, z, 0x1.c7192ce2e8f69p-3);
+    return head + FN_FMA(r * z, FN_FMA(0x1.152eebf7fedddp-14, z, 0x1.c70f5e364ead3p-6), tail);
+}
+
+#define F64_SIGN UINT64_C(0x8000000000000000)
+
+/* 1 / (1 + e^-a) for sign >= 0 and 1 / (1 + e^a) below, a = a + a_lo >= 0, is (q + *correction * *inverse) * *scale. scale is 1 for
+   sign >= 0; below it is 2^(k + 64) and 2^-64 is still to come, so that the result is right down to the subnormal numbers. */
+FN double logistic_parts_f64(double a, double a_lo, double sign, double *correction, double *inverse, double *scale)
+{
+    /* e^-a = (2 + even + w) / (2 + even - w) * power; the numerator is one or the other */
+    double even, w, power, k, sum, rest, s, s_lo, n, n_lo, q;
+    w = exp_fraction_f64(-min_f64(a, 752.0), -a_lo, 64, &even, scale, &k);
+    power = *scale * 0x1p-64;
+    /* the sum of both is 2 + 2 power + rest, and its low part holds what rounding took from any of the three */
+    sum = power + 1.0;
+    rest = FN_FMA(even, sum, FN_FMA(w, power, -w));
+    s = FN_FMA(2.0, sum, rest);
+    s_lo = rest - FN_FMA(-2.0, power, s - 2.0);
+    n = fast_two_sum_f64(2.0, even + from_bits_f64(bits_f64(w) ^ (~bits_f64(sign) & F64_SIGN)), &n_lo);
+    *inverse = 1.0 / s;
+    q = n * *inverse;
+    *correction = remainder_f64(q, s, n) + FN_FMA(-q, s_lo, n_lo);
+    return q;
+}
+
+/* 1 / (1 + e^-x) */
+FN double logistic_f64(double x)
+{
+    double correction, inverse, scale, q = logistic_parts_f64(abs_f64(x), 0.0, x, &correction, &inverse, &scale);
+    q = FN_FMA(correction, inverse, q);
+    return q * select_f64(x < 0.0, scale, 1.0) * select_f64(x < 0.0, 0x1p-64, 1.0);
+}
+
+/* the same of x + x_lo; a low part that is not small, or NaN, comes with an x so large that it counts for nothing */
+FN double logistic2_f64(double x, double x_lo)
+{
+    double correction, inverse, scale, q;
+    x_lo = x_lo < 1.0 ? x_lo : 1.0;
+    x_lo = x_lo > -1.0 ? x_lo : -1.0;
+    q = logistic_parts_f64(abs_f64(x), from_bits_f64(bits_f64(x_lo) ^ (bits_f64(x) & F64_SIGN)), x, &correction, &inverse, &scale);
+    q = FN_FMA(correction, inverse, q);
+    return q * select_f64(x < 0.0, scale, 1.0) * select_f64(x < 0.0, 0x1p-64, 1.0);
+}
+
+/* factor * (q + q_lo), times scale / 2^64 where sign < 0; rounded once, and once more where the result is subnormal */
+FN double scaled_product_f64(double factor, double q, double q_lo, double sign, double scale)
+{
+    double lo, p = two_prod_f64(factor, q, &lo);
+    lo = FN_FMA(factor, q_lo, lo);
+    p += select_f64(lo == lo, lo, 0.0); /* the low part of an infinite factor's product is NaN */
+    return p * select_f64(sign < 0.0, scale, 1.0) * select_f64(sign < 0.0, 0x1p-64, 1.0);
+}
+
+/* x / (1 + e^-x) */
+FN double silu_f64(double x)
+{
+    double correction, inverse, scale, q = logistic_parts_f64(abs_f64(x), 0.0, x, &correction, &inverse, &scale);
+    return scaled_product_f64(max_f64(x, -752.0), q, correction * inverse, x, scale);
+}
+
+/* s (1 - (b + b_lo) (1 - s)) with s = 1 / (1 + e^(a + a_lo)), a >= 0, 0 <= b < 2^11, to about half an ulp on either side of its zero: the derivative
+   at -a of x / (1 + e^-u(x)), where u(-a) = -a - a_lo and b + b_lo = a u'(-a) */
+FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo)
+{
+    /* s = f / (d + f), f = n power; the result is f (d + f - b d) / (d + f)^2 */
+    double even, w, scale, power, k, t, n, n_lo, d, d_lo, sum, sum_lo, rest, v, v_lo, m, m_lo, square, square_lo;
+    w = exp_fraction_f64(-min_f64(a, 752.0), -a_lo, 64, &even, &scale, &k);
+    power = scale * 0x1p-64;
+    t = even - w;
+    d = fast_two_sum_f64(2.0, t, &d_lo);
+    rest = FN_FMA(power, even + w, t);
+    n = fast_two_sum_f64(2.0, even + w, &n_lo);
+    sum = FN_FMA(2.0, power + 1.0, rest);
+    sum_lo = rest - FN_FMA(-2.0, power, sum - 2.0);
+    m = two_prod_f64(b, d, &m_lo);
+    v = two_sum_f64(sum, -m, &v_lo);
+    v_lo += sum_lo - FN_FMA(b_lo, d, FN_FMA(b, d_lo, m_lo));
+    v = fast_two_sum_f64(v, v_lo, &v_lo);
+    m = two_prod_f64(n, v, &m_lo);
+    m_lo += FN_FMA(n, v_lo, n_lo * v);
+    square = two_prod_f64(sum, sum, &square_lo);
+    return quotient_f64(m, m_lo, square, FN_FMA(sum + sum, sum_lo, square_lo)) * scale * 0x1p-64;
+}
+
+/* silu'(x), silu(x) = x / (1 + e^-x) */
+FN double silu_slope_f64(double x)
+{
+    double a = min_f64(abs_f64(x), 752.0), slope = logistic_slope_f64(a, 0.0, a, 0.0);
+    return select_f64(x > 0.0, 1.0 - slope, slope);
+}
+
+/* sqrt(8 / pi) (a + 0.044715 a^3) = u + *u_lo, and its derivative times a is *b + *b_lo; for 0 <= a <= 26 */
+FN double gelu_tanh_argument_f64(double a, double *u_lo, double *b, double *b_lo)
+{
+    double square_lo, square = two_prod_f64(a, a, &square_lo), cubic_lo, cubic = two_prod_f64(square, 0x1.2444f2a4d8b4bp-4, &cubic_lo), f, f_lo, u;
+    cubic_lo += FN_FMA(square, -0x1.6c843a29d1c70p-61, square_lo * 0x1.2444f2a4d8b4bp-4);
+    f = two_sum_f64(0x1.9884533d43651p+0, cubic, &f_lo);
+    f_lo += cubic_lo + -0x1.cbc0d30ebfd15p-54;
+    u = two_prod_f64(a, f, u_lo);
+    *u_lo = FN_FMA(a, f_lo, *u_lo);
+    f = two_sum_f64(f, cubic + cubic, &square_lo);
+    *b = two_prod_f64(a, f, b_lo);
+    *b_lo += a * (f_lo + square_lo + (cubic_lo + cubic_lo));
+    return u;
+}
+
+/* x / (1 + e^-u), u = sqrt(8 / pi) (x + 0.044715 x^3) */
+FN double gelu_tanh_f64(double x)
+{
+    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), 26.0), &u_lo, &b, &b_lo);
+    double correction, inverse, scale, q = logistic_parts_f64(u, u_lo, x, &correction, &inverse, &scale);
+    return scaled_product_f64(max_f64(x, -26.0), q, correction * inverse, x, scale);
+}
+
+FN double gelu_tanh_slope_f64(double x)
+{
+    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), 26.0), &u_lo, &b, &b_lo), slope = logistic_slope_f64(u, u_lo, b, b_lo);
+    return select_f64(x > 0.0, 1.0 - slope, slope);
+}
+
+/* With e^-a = f / d, a = |x|, and (u, v) = (f, d) for x < 0, (d, f) above: mish(x) = x u (s + v) / (s^2 + v^2), s = f + d.
+   u is handed out without its power of two below zero. */
+FN double mish_parts_f64(double x, double *u_lo, double *v, double *v_lo, double *s, double *s_lo, double *v2, double *v2_lo, double *den, double *den_lo,
+                         double *scale)
+{
+    double even, w, power, k, rest, u, down;
+    w = exp_fraction_f64(-min_f64(abs_f64(x), 752.0), 0.0, 64, &even, scale, &k);
+    power = *scale * 0x1p-64;
+    rest = FN_FMA(power, even + w, even - w);
+    *s = FN_FMA(2.0, power + 1.0, rest);
+    *s_lo = rest - FN_FMA(-2.0, power, *s - 2.0);
+    w = from_bits_f64(bits_f64(w) ^ (~bits_f64(x) & F64_SIGN));
+    u = fast_two_sum_f64(2.0, even + w, u_lo);
+    *v = fast_two_sum_f64(2.0, even - w, v_lo);
+    down = select_f64(x < 0.0, 1.0, power);
+    *v *= down;
+    *v_lo *= down;
+    *v2 = two_prod_f64(*v, *v, v2_lo);
+    *v2_lo = FN_FMA(*v + *v, *v_lo, *v2_lo);
+    *den = two_prod_f64(*s, *s, den_lo);
+    *den_lo = FN_FMA(*s + *s, *s_lo, *den_lo);
+    *den = fast_two_sum_f64(*den, *v2, &rest);
+    *den_lo += rest + *v2_lo;
+    return u;
+}
+
+/* x tanh(log(1 + e^x)) */
+FN double mish_f64(double x)
+{
+    double u_lo, v, v_lo, s, s_lo, v2, v2_lo, den, den_lo, scale, h, h_lo, n, n_lo, inverse, q;
+    double u = mish_parts_f64(x, &u_lo, &v, &v_lo, &s, &s_lo, &v2, &v2_lo, &den, &den_lo, &scale);
+    h = fast_two_sum_f64(s, v, &h_lo);
+    h_lo += s_lo + v_lo;
+    n = two_prod_f64(u, h, &n_lo);
+    n_lo += FN_FMA(u, h_lo, u_lo * h);
+    inverse = 1.0 / den;
+    q = n * inverse;
+    return scaled_product_f64(max_f64(x, -752.0), q, (remainder_f64(q, den, n) + FN_FMA(-q, den_lo, n_lo)) * inverse, x, scale);
+}
+
+/* mish'(x) = u (4 (1 + x) s v^2 + u (s^2 + v^2 + 2 u v)) / (s^2 + v^2)^2; its zero at -1.19 is where the first terms cancel, hence the low parts */
+FN double mish_slope_f64(double x)
+{
+    double u_lo, v, v_lo, s, s_lo, v2, v2_lo, den, den_lo, scale, m, m_lo, c, c_lo, g, g_lo, f, f_lo, up;
+    double u = mish_parts_f64(x, &u_lo, &v, &v_lo, &s, &s_lo, &v2, &v2_lo, &den, &den_lo, &scale);
+    c = two_sum_f64(4.0, 4.0 * copysign_f64(min_f64(abs_f64(x), 752.0), x), &c_lo);
+    m = two_prod_f64(s, v2, &m_lo);
+    m_lo += FN_FMA(s, v2_lo, s_lo * v2);
+    m_lo = FN_FMA(c, m_lo, c_lo * m);
+    m = two_prod_f64(c, m, &c_lo);
+    m_lo += c_lo;
+    up = select_f64(x < 0.0, scale * 0x1p-64, 1.0);
+    f = u * up;
+    f_lo = u_lo * up;
+    g = two_prod_f64(f, v, &g_lo);
+    g_lo += FN_FMA(f, v_lo, f_lo * v);
+    c = fast_two_sum_f64(den, g + g, &c_lo);
+    c_lo += den_lo + (g_lo + g_lo);
+    g = two_prod_f64(f, c, &g_lo);
+    g_lo += FN_FMA(f, c_lo, f_lo * c);
+    c = two_sum_f64(m, g, &c_lo);
+    c = fast_two_sum_f64(c, c_lo + (m_lo + g_lo), &c_lo);
+    m = two_prod_f64(u, c, &m_lo);
+    m_lo += FN_FMA(u, c_lo, u_lo * c);
+    g = two_prod_f64(den, den, &g_lo);
+    m = quotient_f64(m, m_lo, g, FN_FMA(den + den, den_lo, g_lo));
+    return m * select_f64(x < 0.0, scale, 1.0) * select_f64(x < 0.0, 0x1p-64, 1.0);
+}
+
+/* (2 atanh(s) - 2 s) / (s z), z = s^2 <= 1/25 */
+FN double log_poly_f64(double z)
+{
+    double z2 = z * z, z4 = z2 * z2;
+    double p = FN_FMA(FN_FMA(0x1.1b6f4460b1099p-3, z, 0x1.0dce304863ee8p-3), z2, FN_FMA(0x1.3b359b26bcd5bp-3, z, 0x1.745c4bed75573p-3));
+    p = FN_FMA(p, z4, FN_FMA(FN_FMA(0x1.c71c748bad286p-3, z, 0x1.24924921e812p-2), z2, FN_FMA(0x1.999999999c15p-2, z, 0x1.555555555554fp-1)));
+    return p;
+}
+
 /* log(1 + e), 0 <= e <= 1 */
 FN double log1p_f64(double e)
 {
     /* from 1/2 on ln 2 is split off: log1p(e) = ln 2 + log1p(f), f = (e - 1) / 2, exactly; then s = f / (2 + f) is in [-1/7, 1/5] */
     int big = e >= 0.5;
     double f = select_f64(big, e * 0.5 - 0.5, e), h = 0.5 * f * f;
-    double s = f / (2.0 + f), z = s * s, z2 = z * z, z4 = z2 * z2;
-    double p = FN_FMA(FN_FMA(0x1.1b6f4460b1099p-3, z, 0x1.0dce304863ee8p-3), z2, FN_FMA(0x1.3b359b26bcd5bp-3, z, 0x1.745c4bed75573p-3));
-    p = FN_FMA(p, z4, FN_FMA(FN_FMA(0x1.c71c748bad286p-3, z, 0x1.24924921e812p-2), z2, FN_FMA(0x1.999999999c15p-2, z, 0x1.555555555554fp-1)));
+    double s = f / (2.0 + f), z = s * s;
     /* 2 atanh(s) = f - h + s (h + z p) */
-    double small = FN_FMA(s, FN_FMA(z, p, h), -h), hi, lo;
+    double small = FN_FMA(s, FN_FMA(z, log_poly_f64(z), h), -h), hi, lo;
     hi = fast_two_sum_f64(select_f64(big, 0x1.62e42fefa39efp-1, 0.0), f, &lo);
     lo += small + select_f64(big, 0x1.abc9e3b39803fp-56, 0.0);
     return hi + lo;
 }
 
-/* n - q * d, rounded once */
-FN double remainder_f64(double q, double d, double n)
+/* log(1 + e^(beta x)) / beta */
+FN double softplus_f64(double x, double beta)
 {
-#if FN_HAS_FMA
-    return FN_FMA(-q, d, n);
-#else
-    double lo, product = two_prod_f64(q, d, &lo);
-    return (n - product) - lo;
-#endif
+    /* max(x, 0) + log(1 + f / d) / beta, f / d = e^-|beta x|. From 1/2 on (big = 1) ln 2 is split off the logarithm; the rest is 2 atanh(s),
+       s = (f - big d) / (f + (2 + big) d). f stays above 2^-900; what is missing below comes in at the end. */
+    double a_lo, a = two_prod_f64(x, beta, &a_lo), even, k, power, beyond, big, d, d_lo, f, f_lo, n, n_lo, lo, s, s_lo, sum, p, p_lo, unit = 1.0 / beta, w;
+    a_lo = from_bits_f64(bits_f64(a_lo) ^ (bits_f64(a) & F64_SIGN));
+    a_lo = a_lo < 1.0 ? a_lo : 1.0;
+    a_lo = a_lo > -1.0 ? a_lo : -1.0;
+    w = exp_fraction_f64(-min_f64(abs_f64(a), 1416.0), -a_lo, 0, &even, &power, &k);
+    beyond = min_f64(k + 900.0, 0.0);
+    power = from_bits_f64(bits_f64((k - beyond) + (F64_MAGIC + 1023)) << 52);
+    d = fast_two_sum_f64(2.0, even - w, &d_lo);
+    f = fast_two_sum_f64(2.0, even + w, &f_lo) * power;
+    f_lo *= power;
+    big = select_f64(f + f < d, 0.0, 1.0);
+    n = FN_FMA(-big, d, f);
+    n_lo = FN_FMA(-big, d_lo, f_lo);
+    sum = fast_two_sum_f64(d + d, f, &s_lo);
+    sum = fast_two_sum_f64(sum, big * d, &lo);
+    lo += FN_FMA(2.0 + big, d_lo, f_lo) + s_lo;
+    p = 1.0 / sum;
+    s = n * p;
+    s_lo = (remainder_f64(s, sum, n) + FN_FMA(-s, lo, n_lo)) * p;
+    p = fast_two_sum_f64(big * 0x1.62e42fefa39efp-1, s + s, &p_lo);
+    p_lo += FN_FMA(s * (s * s), log_poly_f64(s * s), FN_FMA(2.0, s_lo, big * 0x1.abc9e3b39803fp-56));
+    p = fast_two_sum_f64(p, p_lo, &p_lo);
+    lo = FN_FMA(p, remainder_f64(unit, beta, 1.0) * unit, p_lo * unit);
+    p = two_prod_f64(p, unit, &p_lo);
+    p_lo = scale_f64(p_lo + lo, beyond);
+    p = two_sum_f64(max_f64(x, 0.0), scale_f64(p, beyond), &lo);
+    lo += p_lo;
+    return p + select_f64(lo == lo, lo, 0.0); /* infinities make a low part NaN */
 }
 
 /* odd, exactly; never beyond 1 */
@@ -232,4 +480,29 @@ FN double gelu_slope_tail_f64(double a, double *lo)
     hi = two_prod_f64(y, f, lo);
     *lo += FN_FMA(y, f_lo - 0x1.13e74c58cada8p-56, y_lo * f);
     return hi;
+}
+
+/* e^(-a^2 / 2) = (hi + *lo) * 2^(*k), a >= 0 */
+FN double gauss_parts_f64(double a, double *lo, double *k)
+{
+    double square_lo, square = two_prod_f64(a, a, &square_lo);
+    return exp_parts2_f64(-0.5 * square, -0.5 * square_lo, lo, k);
+}
+
+/* x Phi(x), Phi the normal distribution function */
+FN double gelu_f64(double x)
+{
+    double a = min_f64(abs_f64(x), 39.0), t_lo, t = normal_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
+    p_lo += FN_FMA(t, lo, t_lo * hi);
+    t = two_prod_f64(a, p, &lo);
+    t = scale_f64(t + FN_FMA(a, p_lo, lo), k);
+    return select_f64(x > 0.0, x - t, -t);
+}
+
+/* Phi(x) + x phi(x) */
+FN double gelu_slope_f64(double x)
+{
+    double a = min_f64(abs_f64(x), 39.0), t_lo, t = gelu_slope_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
+    p = scale_f64(p + (p_lo + FN_FMA(t, lo, t_lo * hi)), k);
+    return select_f64(x > 0.0, 1.0 - p, p);
 }
