@@ -42,16 +42,28 @@ cdef inline void add(Lanes* total, Py_ssize_t j, real x) noexcept nogil:
         total.error[j] += error
 
 
-cdef inline double folded(const Lanes* total) noexcept nogil:
-    """The sum of all lanes in a fixed order, in four chains."""
+cdef inline double folded(const Lanes* total, real kind) noexcept nogil:
+    """The sum of all lanes in a fixed order, in four chains; for double as exact as the lanes are."""
     cdef double chain[4]
+    cdef double rest[4]
+    cdef double error = 0, even = 0, odd = 0
     cdef Py_ssize_t i, j
     for j in range(4):
-        chain[j] = total.sum[j] + total.error[j]
+        chain[j] = total.sum[j]
+        rest[j] = total.error[j]
     for i in range(4, LANES, 4):
         for j in range(4):
-            chain[j] += total.sum[i + j] + total.error[i + j]
-    return (chain[0] + chain[2]) + (chain[1] + chain[3])
+            if real is float:
+                chain[j] += total.sum[i + j]
+            else:
+                chain[j] = two_sum(chain[j], total.sum[i + j], &error)
+                rest[j] += error + total.error[i + j]
+    if real is float:
+        return (chain[0] + chain[2]) + (chain[1] + chain[3])
+    chain[0] = two_sum(chain[0], chain[2], &even)
+    chain[1] = two_sum(chain[1], chain[3], &odd)
+    chain[0] = two_sum(chain[0], chain[1], &error)
+    return chain[0] + (error + ((even + odd) + ((rest[0] + rest[2]) + (rest[1] + rest[3]))))
 
 
 cdef double sum_run(const real* x, Py_ssize_t n) noexcept nogil:
@@ -63,14 +75,14 @@ cdef double sum_run(const real* x, Py_ssize_t n) noexcept nogil:
         pad(block, x, n, 0)
         for j in range(LANES):
             add(&total, j, block[j])
-        return folded(&total)
+        return folded(&total, <real> 0)
     for i in range(0, n & -LANES, 16):
         for j in range(LANES):
             add(&total, j, x[i + j])
     if skip < LANES:
         for j in range(LANES):
             add(&total, j, x[n - LANES + j] if j >= skip else <real> 0)
-    return folded(&total)
+    return folded(&total, <real> 0)
 
 
 cdef double sum_of_products(const real* x, const real* y, Py_ssize_t n) noexcept nogil:
@@ -84,14 +96,14 @@ cdef double sum_of_products(const real* x, const real* y, Py_ssize_t n) noexcept
         pad(other, y, n, 0)
         for j in range(LANES):
             add(&total, j, block[j] * other[j])
-        return folded(&total)
+        return folded(&total, <real> 0)
     for i in range(0, n & -LANES, 16):
         for j in range(LANES):
             add(&total, j, x[i + j] * y[i + j])
     if skip < LANES:
         for j in range(LANES):
             add(&total, j, x[n - LANES + j] * y[n - LANES + j] if j >= skip else <real> 0)
-    return folded(&total)
+    return folded(&total, <real> 0)
 
 
 cdef inline real extent(const real* x, Py_ssize_t n, real* bottom) noexcept nogil:
@@ -191,7 +203,7 @@ cdef void find_rest(const real* x, const real* y, Py_ssize_t n, real top, Powers
                 add(&others, j, <real> 0 if x[i + j] == top else y[i + j])
         for i in range(whole, n):
             add(&others, i - whole, <real> 0 if x[i] == top else y[i])
-        found.rest = folded(&others) / found.unit + tops
+        found.rest = folded(&others, top) / found.unit + tops
 
 
 cdef inline void divide(real* y, Py_ssize_t n, double divisor) noexcept nogil:
