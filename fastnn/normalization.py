@@ -31,6 +31,14 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_inference",
     "batch_stats",
+    "group_norm",
+    "group_norm_backward",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -195,6 +203,226 @@ class BatchNorm(_BatchNorm):
     _batch_stats = staticmethod(batch_stats)
 
 
+def layer_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None
+) -> tuple[Array, Array, Array]:
+    """Normalize each row, `axis` and all axes after it, by its own statistics: (y, mean, invstd).
+
+    y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased variance. gamma, beta: x.shape[axis:], or None.
+    mean, invstd: float64 x.shape[:axis]. x has 1 dimension or more.
+
+    Error: float32 results are within 4e-7 of the exact normalized value before gamma and beta, also where mean / std is
+    1e4. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    """
+    result = _core.layer_norm(x, gamma, beta, eps, axis, out)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis, 1)
+    dtype = _checks.result_dtype(x)
+    gamma, beta = _columns(gamma, x, axis, "gamma"), _columns(beta, x, axis, "beta")
+    eps = _checks.real_param(eps, "eps", "nonnegative")
+    _checks.check_out(out, x.shape, dtype)
+    _check_rows(x, axis)
+    mean, invstd = np.empty(x.shape[:axis]), np.empty(x.shape[:axis])
+    y, target = _result(out, dtype, x)
+    for piece in _by_row(axis, y, x):
+        part = piece.part
+        done, mean[part], invstd[part] = _core.layer_norm(*piece.inputs, gamma, beta, eps, axis, piece.into)
+        piece.done(done)
+    return _delivered(y, target), mean, invstd
+
+
+def layer_norm_backward(
+    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+) -> tuple[Array, Array, Array]:
+    """Gradients of `layer_norm`: (dx, dgamma, dbeta).
+
+    With x_hat = (x - mean) * invstd, g = dy * gamma and means over the normalized axes:
+
+    dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta are the sums of dy * x_hat and of dy
+    over the rows. mean, invstd: what `layer_norm` returned. Error: within 1e-5 of the largest element.
+    """
+    result = _core.layer_norm_backward(dy, x, mean, invstd, gamma, axis, out)
+    if result is not None:
+        return result
+    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
+    mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64)
+    invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64)
+    gamma = _columns(gamma, x, axis, "gamma", dtype)
+    _checks.check_out(out, x.shape, dtype)
+    _check_rows(x, axis)
+    dgamma, dbeta = np.zeros(x.shape[axis:]), np.zeros(x.shape[axis:])
+    dx, target = _result(out, dtype, dy, x)
+    for piece in _by_row(axis, dx, dy, x):
+        part = piece.part
+        done, *gradients = _core.layer_norm_backward(*piece.inputs, mean[part], invstd[part], gamma, axis, piece.into)
+        piece.done(done)
+        dgamma += gradients[0]
+        dbeta += gradients[1]
+    return _delivered(dx, target), _rounded(dgamma, theirs), _rounded(dbeta, theirs)
+
+
+def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None) -> tuple[Array, Array]:
+    """Divide each row, `axis` and all axes after it, by its root mean square: (y, invrms).
+
+    y = gamma * x * invrms, invrms = 1 / sqrt(mean(x**2) + eps), float64 x.shape[:axis]. gamma: shape x.shape[axis:], or
+    None. x has 1 dimension or more. Error: as of `layer_norm`. Zhang and Sennrich 2019,
+    https://arxiv.org/abs/1910.07467.
+    """
+    result = _core.rms_norm(x, gamma, eps, axis, out)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis, 1)
+    dtype = _checks.result_dtype(x)
+    gamma = _columns(gamma, x, axis, "gamma")
+    eps = _checks.real_param(eps, "eps", "nonnegative")
+    _checks.check_out(out, x.shape, dtype)
+    _check_rows(x, axis)
+    invrms = np.empty(x.shape[:axis])
+    y, target = _result(out, dtype, x)
+    for piece in _by_row(axis, y, x):
+        done, invrms[piece.part] = _core.rms_norm(*piece.inputs, gamma, eps, axis, piece.into)
+        piece.done(done)
+    return _delivered(y, target), invrms
+
+
+def rms_norm_backward(
+    dy: Any, x: Any, invrms: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+) -> tuple[Array, Array]:
+    """Gradients of `rms_norm`: (dx, dgamma).
+
+    With x_hat = x * invrms and g = dy * gamma: dx = invrms * (g - x_hat * mean(g * x_hat)), dgamma the sum of
+    dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: within 1e-5 of the largest element.
+    """
+    result = _core.rms_norm_backward(dy, x, invrms, gamma, axis, out)
+    if result is not None:
+        return result
+    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
+    invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64)
+    gamma = _columns(gamma, x, axis, "gamma", dtype)
+    _checks.check_out(out, x.shape, dtype)
+    _check_rows(x, axis)
+    dgamma = np.zeros(x.shape[axis:])
+    dx, target = _result(out, dtype, dy, x)
+    for piece in _by_row(axis, dx, dy, x):
+        done, gradient = _core.rms_norm_backward(*piece.inputs, invrms[piece.part], gamma, axis, piece.into)
+        piece.done(done)
+        dgamma += gradient
+    return _delivered(dx, target), _rounded(dgamma, theirs)
+
+
+def group_norm(
+    x: Any,
+    groups: int,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    out: Any = None,
+) -> tuple[Array, Array, Array]:
+    """Normalize each sample's groups of C // groups neighbouring channels by their statistics: (y, mean, invstd).
+
+    The first axis is the samples', `axis` the channels'; groups must divide C, else ValueError. mean, invstd: float64
+    (N, groups). gamma, beta: (C,) or None. Error: as of `batch_norm`. Wu and He 2018, https://arxiv.org/abs/1803.08494.
+    """
+    result = _core.group_norm(x, groups, gamma, beta, eps, axis, out)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis, samples=True)
+    return _group_norm(x, _checks.check_groups(groups, x.shape[axis]), gamma, beta, eps, axis, out)
+
+
+def group_norm_backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    invstd: Any,
+    groups: int,
+    gamma: Any = None,
+    *,
+    axis: int = 1,
+    out: Any = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of `group_norm`: (dx, dgamma, dbeta).
+
+    With x_hat = (x - mean) * invstd, g = dy * gamma and means over a group:
+
+    dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta, (C,), are the sums of dy * x_hat and of dy
+    over samples and positions. mean, invstd: what `group_norm` returned. Error: within 1e-5 of the largest element.
+    """
+    result = _core.group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
+    if result is not None:
+        return result
+    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    return _group_norm_backward(dy, x, mean, invstd, _checks.check_groups(groups, x.shape[axis]), gamma, axis, out)
+
+
+def instance_norm(
+    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = 1, out: Any = None
+) -> tuple[Array, Array, Array]:
+    """`group_norm` with a group for every channel: (y, mean, invstd), the statistics float64 (N, C).
+
+    Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
+    """
+    result = _core.instance_norm(x, gamma, beta, eps, axis, out)
+    if result is not None:
+        return result
+    x, axis = _array_and_axis(x, axis, samples=True)
+    return _group_norm(x, x.shape[axis], gamma, beta, eps, axis, out)
+
+
+def instance_norm_backward(
+    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = 1, out: Any = None
+) -> tuple[Array, Array, Array]:
+    """Gradients of `instance_norm`: (dx, dgamma, dbeta), as of `group_norm_backward` with a group for every channel."""
+    result = _core.instance_norm_backward(dy, x, mean, invstd, gamma, axis, out)
+    if result is not None:
+        return result
+    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    return _group_norm_backward(dy, x, mean, invstd, x.shape[axis], gamma, axis, out)
+
+
+def _group_norm(x: Array, groups: int, gamma: Any, beta: Any, eps: Any, axis: int, out: Any) -> Any:
+    dtype = _checks.result_dtype(x)
+    gamma = _vector(gamma, x.shape[axis], "gamma")
+    beta = _vector(beta, x.shape[axis], "beta")
+    eps = _checks.real_param(eps, "eps", "nonnegative")
+    _checks.check_out(out, x.shape, dtype)
+    _check_groups(x, groups, axis)
+    mean, invstd = np.empty((x.shape[0], groups)), np.empty((x.shape[0], groups))
+    y, target = _result(out, dtype, x)
+    for piece in _by_sample(axis, y, x):
+        part = piece.part
+        done, mean[part], invstd[part] = _core.group_norm(*piece.inputs, groups, gamma, beta, eps, 1, piece.into)
+        piece.done(done)
+    return _delivered(y, target), mean, invstd
+
+
+def _group_norm_backward(
+    dy: Array, x: Array, mean: Any, invstd: Any, groups: int, gamma: Any, axis: int, out: Any
+) -> Any:
+    dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
+    mean = _checks.channel_vector(mean, (x.shape[0], groups), "mean", np.float64)
+    invstd = _checks.channel_vector(invstd, (x.shape[0], groups), "invstd", np.float64)
+    gamma = _vector(gamma, x.shape[axis], "gamma")
+    _checks.check_out(out, x.shape, dtype)
+    _check_groups(x, groups, axis)
+    dgamma, dbeta = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
+    dx, target = _result(out, dtype, dy, x)
+    for piece in _by_sample(axis, dx, dy, x):
+        part = piece.part
+        done, *gradients = _core.group_norm_backward(
+            *piece.inputs, mean[part], invstd[part], groups, gamma, 1, piece.into
+        )
+        piece.done(done)
+        dgamma += gradients[0]
+        dbeta += gradients[1]
+    return _delivered(dx, target), _rounded(dgamma, theirs), _rounded(dbeta, theirs)
+
+
 # --- arguments that need preparation -----------------------------------------------------------------------------
 
 
@@ -220,6 +448,14 @@ def _vector(v: Any, shape: int | tuple[int, ...], name: str) -> Array:
     return _checks.channel_vector(v, shape, name, np.float64)
 
 
+def _columns(v: Any, x: Array, axis: int, name: str, dtype: np.dtype[Any] | None = None) -> Array | None:
+    """gamma or beta of a row, in the dtype that x, or the result given, is computed in."""
+    if v is None:
+        return None
+    compute = _checks.compute_dtype(_checks.result_dtype(x) if dtype is None else dtype)
+    return _checks.channel_vector(v, x.shape[axis:], name, compute)
+
+
 def _gradient_dtype(gamma: Any, x: Array) -> np.dtype[Any]:
     return _checks.result_dtype(x if gamma is None else _checks.as_input(gamma, "gamma"))
 
@@ -231,6 +467,15 @@ def _rounded(gradient: Array, dtype: np.dtype[Any]) -> Array:
 
 def _check_channels(x: Array, axis: int) -> None:
     _checks.check_not_empty(int(np.prod(x.shape[:axis] + x.shape[axis + 1 :])), x.shape)
+
+
+def _check_rows(x: Array, axis: int) -> None:
+    _checks.check_not_empty(int(np.prod(x.shape[axis:])), x.shape, "row")
+
+
+def _check_groups(x: Array, groups: int, axis: int) -> None:
+    positions = int(np.prod(x.shape[1:])) // max(x.shape[axis], 1)
+    _checks.check_not_empty(positions * (x.shape[axis] // groups if groups else 1), x.shape, "group")
 
 
 def _activation_name(activation: Any) -> str | None:
@@ -281,7 +526,7 @@ class _Piece:
     inputs: list[Array]
     into: Array | None
     axis: int
-    part: slice
+    part: Any
     place: Array | None = None
 
     def done(self, result: Array) -> None:
@@ -290,7 +535,29 @@ class _Piece:
                 self.place[...] = result
 
 
-def _copied(at: Any, axis: int, y: Array | None, arrays: tuple[Array, ...], part: slice) -> _Piece:
+def _by_row(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
+    """Pieces of whole rows of the axes from `axis` on: all at once, or copies of a few of them."""
+    shape = arrays[0].shape
+    if 0 in shape:
+        return
+    if _common_order(*arrays, y) == tuple(range(len(shape))):
+        yield _Piece(list(arrays), y, axis, ...)
+    elif axis == 0:
+        yield _copied((), 0, y, arrays, ...)
+    else:
+        step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // shape[0])))
+        for start in range(0, shape[0], step):
+            part = slice(start, start + step)
+            yield _copied((part,), axis, y, arrays, part)
+
+
+def _by_sample(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
+    """Pieces of whole samples, their channel axis moved to the second place."""
+    moved = [np.moveaxis(a, axis, 1) for a in arrays]
+    yield from _by_row(1, np.moveaxis(y, axis, 1), *moved)
+
+
+def _copied(at: Any, axis: int, y: Array | None, arrays: tuple[Array, ...], part: Any) -> _Piece:
     dtype = _checks.compute_dtype(_checks.result_dtype(*arrays))
     inputs = [np.array(a[at], dtype, order="C") for a in arrays]
     return _Piece(inputs, None if y is None else inputs[-1], axis, part, None if y is None else y[at])

@@ -32,7 +32,7 @@ typedef void (*fn_add_run)(fn_in x, double *sums, ptrdiff_t n);
 /* maxout's step from one piece to the next. */
 typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrdiff_t number);
 
-/* The loops of the normalizations, documented where they are defined (normalization_loops, normalization_columns). k: the
+/* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the
  * coefficients scale, shift, high, low, bias, `width` elements apart; kind: the activation fused into the loop. */
 enum { FN_PLAIN, FN_RELU, FN_LEAKY };
 
@@ -52,6 +52,13 @@ typedef struct {
     void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride,
                               ptrdiff_t dx_stride, ptrdiff_t n, fn_in mean, fn_in linear, fn_in k, ptrdiff_t width,
                               int kind, double slope);
+    void (*row_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t n, int centered, double *shift, double *sums, double *squares);
+    void (*row_apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
+    void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in mean, fn_out sums,
+                          fn_out products);
+    void (*row_back_apply)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, ptrdiff_t n, double mean, double a, double b, double c);
+    void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in mean, fn_in invstd, fn_out dgamma,
+                          fn_out dbeta);
 } fn_norm;
 
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */

@@ -41,9 +41,20 @@ cdef extern from "kernels.h" nogil:
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,
                              Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
         void (*column_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t dy_stride, Py_ssize_t stride,
-                                 Py_ssize_t n, fn_in mean, fn_in k, Py_ssize_t width, int kind, double slope, fn_out sums, fn_out products) noexcept nogil
+                                 Py_ssize_t n, fn_in mean, fn_in k, Py_ssize_t width, int kind, double slope,
+                                 fn_out sums, fn_out products) noexcept nogil
         void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t dy_stride,
-                                  Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in mean, fn_in linear, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+                                  Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in mean, fn_in linear,
+                                  fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*row_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t n, bint centered, double* shift, double* sums,
+                         double* squares) noexcept nogil
+        void (*row_apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma, fn_in beta) noexcept nogil
+        void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in mean, fn_out sums,
+                              fn_out products) noexcept nogil
+        void (*row_back_apply)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, Py_ssize_t n, double mean, double a, double b,
+                               double c) noexcept nogil
+        void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in mean, fn_in invstd, fn_out dgamma,
+                              fn_out dbeta) noexcept nogil
 
     ctypedef struct fn_level:
         const char* name

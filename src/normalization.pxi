@@ -64,14 +64,14 @@ for _number, _row in enumerate(ACTIVATIONS):
 
 # Block transport.
 
-cdef inline void emit(const NormJob* job, char* place, const char* block, Py_ssize_t nbytes) noexcept nogil:
+cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block, Py_ssize_t nbytes) noexcept nogil:
     """Copy a finished block to its place, past the caches where the result is streamed."""
     cdef Py_ssize_t head
-    if job.streamed:
+    if streamed:
         head = (-<Py_ssize_t> place) & (CACHE_LINE - 1)
         if head < nbytes:
             memcpy(place, block, head)
-            job.level.stream(place + head, block + head, nbytes - head)
+            level.stream(place + head, block + head, nbytes - head)
             return
     memcpy(place, block, nbytes)
 
@@ -121,7 +121,7 @@ cdef void apply_run(const NormJob* job, const char* x, const char* dy, char* res
             job.loops.back_apply(g.bytes, x + start * job.itemsize, place, n, mean, linear[0], linear[1], linear[2], k, 1,
                                  FN_PLAIN, 0.0)
         if through:
-            emit(job, result + start * job.itemsize, block.bytes, n * job.itemsize)
+            emit(job.level, job.streamed, result + start * job.itemsize, block.bytes, n * job.itemsize)
         start += n
 
 
@@ -314,10 +314,10 @@ cdef void column_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
                                             k, tile.width, FN_PLAIN, 0.0)
         if job.applying:
             if width == stride:
-                emit(job, result + at, block.bytes, n * width * job.itemsize)
+                emit(job.level, job.streamed, result + at, block.bytes, n * width * job.itemsize)
             else:
                 for pitch in range(n):
-                    emit(job, result + at + pitch * stride * job.itemsize, block.bytes + pitch * width * job.itemsize,
+                    emit(job.level, job.streamed, result + at + pitch * stride * job.itemsize, block.bytes + pitch * width * job.itemsize,
                          width * job.itemsize)
         row += n
 
@@ -473,11 +473,11 @@ cdef bint set_activation(NormJob* job, object name) noexcept:
     return True
 
 
-cdef bint set_eps(NormJob* job, object eps) noexcept:
+cdef bint set_eps(double* number, object eps) noexcept:
     if type(eps) is not float:
         return False
-    job.eps = eps
-    return isfinite(job.eps) and job.eps >= 0.0
+    number[0] = eps
+    return isfinite(number[0]) and number[0] >= 0.0
 
 
 cdef bint read_vector(object vector, Py_ssize_t n, double missing, double* values) noexcept:
@@ -505,15 +505,15 @@ cdef inline double* statistics_of(object vector, Py_ssize_t n) noexcept:
     return <double*> cnp.PyArray_DATA(<ndarray> vector)
 
 
-cdef bint usable_result(NormJob* job, ndarray x, object out) noexcept:
-    """Whether the result can be written to out (None: a new array) while x is read."""
+cdef bint usable_result(ndarray x, object out, bint* staged) noexcept:
+    """Whether the result can be written to out (None: a new array) while x is read; staged where they are the same."""
     cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(x)
     if out is None:
         return True
     if not is_plain(out) or not cnp.PyArray_ISWRITEABLE(<ndarray> out) or not same_form(x, <ndarray> out):
         return False
     if cnp.PyArray_BYTES(x) == cnp.PyArray_BYTES(<ndarray> out):
-        job.staged = True
+        staged[0] = True
         return True
     return apart(cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(<ndarray> out), nbytes)
 
@@ -529,9 +529,9 @@ cdef inline ndarray new_vector(cnp.npy_intp n, int dtype):
     return cnp.PyArray_EMPTY(1, &n, dtype, 0)
 
 
-cdef ndarray gradient_vector(const double* values, Py_ssize_t n, int dtype):
-    cdef ndarray vector = new_vector(n, dtype)
-    cdef Py_ssize_t i
+cdef ndarray gradient_array(const double* values, int ndim, cnp.npy_intp* shape, int dtype):
+    cdef ndarray vector = cnp.PyArray_EMPTY(ndim, shape, dtype, 0)
+    cdef Py_ssize_t i, n = cnp.PyArray_SIZE(vector)
     if dtype == cnp.NPY_FLOAT:
         for i in range(n):
             (<float*> cnp.PyArray_DATA(vector))[i] = <float> values[i]
@@ -566,8 +566,8 @@ def batch_norm(x, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y, mean, invstd
     cdef Py_ssize_t n
-    if not (set_array(&job, x, axis) and set_activation(&job, activation) and set_eps(&job, eps)
-            and usable_result(&job, <ndarray> x, out)):
+    if not (set_array(&job, x, axis) and set_activation(&job, activation) and set_eps(&job.eps, eps)
+            and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.channels
     room = scratch_for((4 + 2 * job.blocks) * n, few)
@@ -597,11 +597,11 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     cdef double few[SCRATCH]
     cdef double* room
     cdef ndarray dx
-    cdef Py_ssize_t n
+    cdef cnp.npy_intp n
     cdef int dtype
     if not (set_array(&job, x, axis) and set_activation(&job, activation) and is_plain(dy)
-            and same_form(<ndarray> dy, <ndarray> x) and usable_result(&job, <ndarray> x, out)
-            and usable_result(&job, <ndarray> dy, out)):
+            and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> x, out, &job.staged)
+            and usable_result(<ndarray> dy, out, &job.staged)):
         return None
     n = job.channels
     job.mean = statistics_of(mean, n)
@@ -622,7 +622,7 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
         job.partial = room + 4 * n
         run_released(&job)
         dtype = cnp.PyArray_TYPE(<ndarray> (x if gamma is None else gamma))
-        return dx, gradient_vector(job.dgamma, n, dtype), gradient_vector(job.dbeta, n, dtype)
+        return dx, gradient_array(job.dgamma, 1, &n, dtype), gradient_array(job.dbeta, 1, &n, dtype)
     finally:
         if room != few:
             free(room)
@@ -635,8 +635,8 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y
     cdef Py_ssize_t n
-    if not (set_array(&job, x, axis) and set_activation(&job, activation) and set_eps(&job, eps)
-            and usable_result(&job, <ndarray> x, out)):
+    if not (set_array(&job, x, axis) and set_activation(&job, activation) and set_eps(&job.eps, eps)
+            and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.channels
     room = scratch_for(4 * n, few)

@@ -1,0 +1,255 @@
+"""Layer, RMS, group and instance norm against their plain NumPy twins and exact results, and the class BatchNorm."""
+
+import numpy as np
+import pytest
+from numpy.exceptions import AxisError
+from test_batch_norm import DTYPES, close, layouts, same_bits
+
+import fastnn.reference as reference
+from fastnn import normalization as fn
+from fastnn import runtime
+
+
+def layer(f, x, gamma, beta, dy=None, **rest):
+    y, mean, invstd = f.layer_norm(x, gamma, beta, **rest)
+    return (y, mean, invstd, *(() if dy is None else f.layer_norm_backward(dy, x, mean, invstd, gamma, **rest)))
+
+
+def rms(f, x, gamma, beta, dy=None, **rest):
+    y, invrms = f.rms_norm(x, gamma, **rest)
+    return (y, invrms, *(() if dy is None else f.rms_norm_backward(dy, x, invrms, gamma, **rest)))
+
+
+def group(f, x, gamma, beta, dy=None, groups=2, **rest):
+    y, mean, invstd = f.group_norm(x, groups, gamma, beta, **rest)
+    back = () if dy is None else f.group_norm_backward(dy, x, mean, invstd, groups, gamma, **rest)
+    return (y, mean, invstd, *back)
+
+
+def instance(f, x, gamma, beta, dy=None, **rest):
+    y, mean, invstd = f.instance_norm(x, gamma, beta, **rest)
+    return (y, mean, invstd, *(() if dy is None else f.instance_norm_backward(dy, x, mean, invstd, gamma, **rest)))
+
+
+# what, the shape of x, the shape of gamma, the keywords
+CASES = [
+    (layer, (7,), (7,), {}),
+    (layer, (5, 33), (33,), {}),
+    (layer, (1, 1), (1,), {}),
+    (layer, (130, 768), (768,), {}),
+    (layer, (3, 4, 5), (4, 5), {"axis": 1}),
+    (layer, (3, 4, 5), (3, 4, 5), {"axis": 0}),
+    (layer, (37, 3000), (3000,), {}),
+    (rms, (7,), (7,), {}),
+    (rms, (5, 33), (33,), {}),
+    (rms, (130, 768), (768,), {}),
+    (rms, (3, 4, 5), (4, 5), {"axis": -2}),
+    (group, (3, 4), (4,), {}),
+    (group, (6, 8, 5), (8,), {"groups": 4}),
+    (group, (2, 80, 3), (80,), {"groups": 2}),
+    (group, (33, 6, 7, 7), (6,), {"groups": 3}),
+    (group, (4, 6, 28, 28), (6,), {"groups": 1}),
+    (group, (4, 7, 6), (6,), {"axis": -1}),
+    (group, (4, 5, 6, 3), (6,), {"axis": 2, "groups": 3}),
+    (instance, (3, 4, 50), (4,), {}),
+    (instance, (3, 9, 5), (5,), {"axis": -1}),
+    (instance, (3, 4), (4,), {}),
+]
+
+
+def arrays(shape, gamma_shape, dtype):
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal(shape) * 2 + 3).astype(dtype)
+    dy = rng.standard_normal(shape).astype(dtype)
+    gamma, beta = rng.standard_normal((2, *gamma_shape)).astype(dtype)
+    return x, dy, gamma, beta
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("what", "shape", "gamma_shape", "rest"), CASES)
+def test_agrees_with_the_reference(what, shape, gamma_shape, rest, dtype):
+    x, dy, gamma, beta = arrays(shape, gamma_shape, dtype)
+    for g, b in ((gamma, beta), (None, None), (None, beta), (gamma.astype(np.float64), None)):
+        got, want = what(fn, x, g, b, dy, **rest), what(reference, x, g, b, dy, **rest)
+        for result, exact in zip(got, want, strict=True):
+            assert result.dtype == exact.dtype and result.shape == exact.shape
+            assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("what", "shape", "gamma_shape", "rest"),
+    [*CASES, (layer, (5000, 70), (70,), {}), (group, (40, 32, 30, 30), (32,), {"groups": 8})],
+)
+def test_bits_depend_on_neither_threads_nor_level(what, shape, gamma_shape, rest, dtype):
+    x, dy, gamma, beta = arrays(shape, gamma_shape, dtype)
+    with runtime.threads(1):
+        expected = what(fn, x, gamma, beta, dy, **rest)
+    for number in (2, 3, 7):
+        with runtime.threads(number):
+            assert same_bits(what(fn, x, gamma, beta, dy, **rest), expected), number
+    for name in runtime.available_isas():
+        if name != "baseline":  # it has no fused multiply-add
+            with runtime.use_isa(name):
+                assert same_bits(what(fn, x, gamma, beta, dy, **rest), expected), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("what", "shape", "gamma_shape", "rest"), [case for case in CASES if len(case[1]) > 1 and max(case[1]) < 100]
+)
+def test_any_layout_and_any_out(what, shape, gamma_shape, rest, dtype):
+    x, dy, gamma, beta = arrays(shape, gamma_shape, dtype)
+    expected = what(fn, x, gamma, beta, dy, **rest)
+    for name, other in layouts(x).items():
+        for result, exact in zip(what(fn, other, gamma, beta, dy, **rest), expected, strict=True):
+            assert result.dtype.isnative and close(result, exact, dtype), name
+    size = x.size
+    for offset in (0, 1, size // 2, size):
+        for sign in (1, -1):
+            memory = np.zeros(3 * size, dtype)
+            place = memory[size : 2 * size].reshape(shape)
+            out = memory[size + sign * offset : 2 * size + sign * offset].reshape(shape)
+            place[...] = x
+            assert what(fn, place, gamma, beta, out=out, **rest)[0] is out
+            assert np.array_equal(out, expected[0])
+    if what is layer:
+        for place, operands in ((dy.copy(), 0), (x.copy(), 1)):
+            pair = (place, x) if operands == 0 else (dy, place)
+            fn.layer_norm_backward(*pair, *expected[1:3], gamma, out=place, **rest)
+            assert np.array_equal(place, expected[3])
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("ratio", [0, 1, 100, 1e4])
+@pytest.mark.parametrize("count", [2, 30, 1000])
+def test_normalized_rows_are_exact_to_4e_7(count, ratio, scale, isa):
+    rng = np.random.default_rng(count)
+    x = ((rng.standard_normal((40, count)) + ratio) * scale).astype(np.float32)
+    check_rows(x, isa)
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+def test_rows_far_from_zero(isa):
+    rng = np.random.default_rng(0)
+    check_rows(np.array([[40000, 40001, 40002, 40003]], np.float32), isa)
+    check_rows((2000 + rng.standard_normal((8, 768))).astype(np.float32), isa)
+
+
+def check_rows(x, isa):
+    wide = x.astype(np.longdouble)
+    gamma, beta = np.ones(x.shape[1], np.float32), np.zeros(x.shape[1], np.float32)
+    with runtime.use_isa(isa):
+        for eps in (0.0, 1e-5):
+            exact = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + np.longdouble(eps))
+            assert np.max(np.abs(fn.layer_norm(x, eps=eps)[0] - exact)) <= 4e-7
+            assert np.max(np.abs(fn.layer_norm(x, gamma, beta, eps=eps)[0] - exact)) <= 4e-7
+            assert np.max(np.abs(fn.instance_norm(x[:, None], eps=eps)[0][:, 0] - exact)) <= 4e-7
+            exact = wide / np.sqrt((wide**2).mean(1, keepdims=True) + np.longdouble(eps))
+            assert np.max(np.abs(fn.rms_norm(x, gamma, eps=eps)[0] - exact)) <= 4e-7
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1234, 1e30])
+def test_a_constant_row_gives_exactly_beta(constant, dtype):
+    x = np.full((3, 8, 5), constant, dtype)
+    for eps in (0.0, 1e-5):
+        beta = np.linspace(-1, 1, 5).astype(dtype)
+        assert np.array_equal(fn.layer_norm(x, None, beta, eps=eps)[0], np.broadcast_to(beta, x.shape))
+        beta = np.linspace(-1, 1, 8).astype(dtype)
+        expected = np.broadcast_to(beta[:, None], x.shape)
+        assert np.array_equal(fn.group_norm(x, 2, None, beta, eps=eps)[0], expected)
+        assert np.array_equal(fn.instance_norm(x, None, beta, eps=eps)[0], expected)
+    assert not fn.rms_norm(np.zeros((2, 3), dtype), eps=0.0)[0].any()
+
+
+def numeric_gradient(f, x, dy, step=1e-6):
+    gradient = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += step
+        down[i] -= step
+        gradient[i] = np.sum(dy * (f(up) - f(down))) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "sigmoid"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_batch_norm_gradients_are_the_finite_differences(axis, activation):
+    x, dy, gamma, beta = arrays((4, 3, 5), ((4, 3, 5)[axis],), np.float64)
+    mean, invstd = fn.batch_norm(x, axis=axis)[1:]
+    got = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, activation=activation, beta=beta)
+
+    def y(x=x, gamma=gamma, beta=beta):
+        return fn.batch_norm(x, gamma, beta, axis=axis, activation=activation)[0]
+
+    np.testing.assert_allclose(got[0], numeric_gradient(lambda v: y(x=v), x, dy), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(got[1], numeric_gradient(lambda v: y(gamma=v), gamma, dy), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(got[2], numeric_gradient(lambda v: y(beta=v), beta, dy), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("what", "shape", "gamma_shape", "rest"),
+    [case for case in CASES if 1 < np.prod(case[1]) < 500 and max(case[1]) > 1],
+)
+def test_gradients_are_the_finite_differences(what, shape, gamma_shape, rest):
+    x, dy, gamma, beta = arrays(shape, gamma_shape, np.float64)
+    got = what(fn, x, gamma, beta, dy, **rest)
+    dx, dgamma = got[2 if what is rms else 3 :][:2]
+    numeric = numeric_gradient(lambda v: what(fn, v, gamma, beta, **rest)[0], x, dy)
+    np.testing.assert_allclose(dx, numeric, rtol=1e-5, atol=1e-6)
+    numeric = numeric_gradient(lambda v: what(fn, x, v, beta, **rest)[0], gamma, dy)
+    np.testing.assert_allclose(dgamma, numeric, rtol=1e-6, atol=1e-7)
+
+
+X = np.ones((4, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (ValueError, "empty", lambda f: f.layer_norm(np.ones((3, 0)))),
+        (ValueError, "empty", lambda f: f.rms_norm(np.ones((3, 0)))),
+        (ValueError, "empty", lambda f: f.group_norm(np.ones((3, 4, 0)), 2)),
+        (ValueError, "empty", lambda f: f.instance_norm(np.ones((3, 4, 0)))),
+        (ValueError, "dimensions", lambda f: f.layer_norm(1.0)),
+        (ValueError, "dimensions", lambda f: f.group_norm(np.ones(3), 1)),
+        (ValueError, "gamma has shape", lambda f: f.layer_norm(X, np.ones(4, np.float32))),
+        (ValueError, "gamma has shape", lambda f: f.layer_norm(X, np.ones(6, np.float32), axis=0)),
+        (ValueError, "beta has shape", lambda f: f.layer_norm(X, None, np.ones(5))),
+        (ValueError, "gamma has shape", lambda f: f.rms_norm(X, np.ones(5))),
+        (ValueError, "gamma has shape", lambda f: f.group_norm(X, 2, np.ones(4))),
+        (ValueError, "mean has shape", lambda f: f.layer_norm_backward(X, X, np.ones(3), np.ones(4))),
+        (ValueError, "invstd has shape", lambda f: f.group_norm_backward(X, X, np.ones((4, 2)), np.ones((4, 3)), 2)),
+        (ValueError, "invrms has shape", lambda f: f.rms_norm_backward(X, X, np.ones(6))),
+        (ValueError, "dy has shape", lambda f: f.layer_norm_backward(X[1:], X, np.ones(4), np.ones(4))),
+        (ValueError, "dy has shape", lambda f: f.instance_norm_backward(X[1:], X, np.ones((4, 6)), np.ones((4, 6)))),
+        (ValueError, "groups is 4", lambda f: f.group_norm(X, 4)),
+        (ValueError, "groups is 0", lambda f: f.group_norm(X, 0)),
+        (TypeError, "groups", lambda f: f.group_norm(X, 2.0)),
+        (TypeError, "groups", lambda f: f.group_norm(X, None)),
+        (ValueError, "samples", lambda f: f.group_norm(X, 2, axis=0)),
+        (AxisError, "axis 2", lambda f: f.layer_norm(X, axis=2)),
+        (AxisError, "axis 2", lambda f: f.instance_norm(X, axis=2)),
+        (ValueError, "eps", lambda f: f.layer_norm(X, eps=-1.0)),
+        (ValueError, "eps", lambda f: f.rms_norm(X, eps=float("nan"))),
+        (ValueError, "eps", lambda f: f.group_norm(X, 2, eps=float("inf"))),
+        (TypeError, "out", lambda f: f.layer_norm(X, out="y")),
+        (TypeError, "out", lambda f: f.instance_norm(X, out=np.ones((4, 6)))),
+        (ValueError, "out", lambda f: f.rms_norm(X, out=np.ones((6, 4), np.float32))),
+        (TypeError, "complex", lambda f: f.layer_norm(X * 1j)),
+    ],
+)
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_mistakes(functions, error, match, call):
+    with pytest.raises(error, match=match):
+        call(functions)
+
+
+def test_no_rows_give_empty_results():
+    y, mean, invstd = fn.layer_norm(np.ones((0, 3), np.float32))
+    assert y.shape == (0, 3) and mean.shape == invstd.shape == (0,)
+    dx, dgamma, dbeta = fn.layer_norm_backward(y, y, mean, invstd)
+    assert dx.shape == (0, 3) and not dgamma.any() and not dbeta.any() and dgamma.dtype == np.float32
+    assert fn.group_norm(np.ones((0, 4, 2)), 2)[0].shape == (0, 4, 2)
