@@ -182,7 +182,8 @@ def norm_accuracy(name: str, levels: Levels) -> list[Outcome]:
                 grads = getattr(fastnn, backward)(dy, x, *own, *extra)
             outputs.append((f"{label}, {level}", float(np.abs(got.astype(np.float64) - y).max())))
             error = max(_relative(np.asarray(a, np.float64), b) for a, b in zip(grads, exact, strict=True))
-            gradients.append((f"{label}, {level}", error))
+            if x.shape[0] > 2 or name != "batch_norm":  # the gradient of two samples is zero up to eps
+                gradients.append((f"{label}, {level}", error))
     return [
         _worst(name, "float32 output, absolute error", OUTPUT_LIMIT, outputs),
         _worst(name, "float32 gradients, relative error", GRADIENT_LIMIT, gradients),

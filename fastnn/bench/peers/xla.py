@@ -1,10 +1,13 @@
 """JAX on the CPU, jit compiled and warmed. It cannot write into a given array: every result is fresh.
 
-XLA's thread pool has a thread a core and cannot be resized; the runner pins the process to one core instead.
+XLA sizes its thread pool by the processors that the process may use when its client is made: for another number of
+threads the client is made again, with the process confined to that many processors meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +42,22 @@ class Jax(Peer):
         jax.config.update("jax_platforms", "cpu")
         self._jax: Any = jax
         return str(jax.__version__)
+
+    def set_threads(self, count: int) -> None:
+        from jax.extend import backend
+
+        backend.clear_backends()
+        if not hasattr(os, "sched_getaffinity"):
+            return
+        allowed, before = os.sched_getaffinity(0), set(os.listdir("/proc/self/task"))
+        os.sched_setaffinity(0, sorted(allowed)[:count])
+        try:
+            self._jax.jit(lambda x: x + 1)(np.ones(1)).block_until_ready()
+        finally:
+            os.sched_setaffinity(0, allowed)
+            for thread in set(os.listdir("/proc/self/task")) - before:
+                with contextlib.suppress(ProcessLookupError):  # one that has just ended
+                    os.sched_setaffinity(int(thread), allowed)
 
     def prepare(self, case: Case, data: Arrays) -> Call | None:
         if case.output == "inplace":
