@@ -6,7 +6,7 @@
 from elementary cimport (
     gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
     real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
-    quotient, remainder, scale, select, two_prod, two_sum, upper_of, tanh as elementary_tanh,
+    quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod, two_sum, upper_of, tanh as elementary_tanh,
 )
 
 # dy times the derivative d, which is a number: NaN in saved gives NaN, and dy does not count where d is exactly 0.
@@ -25,10 +25,10 @@ cdef inline real logistic(real x, real x_lo, real factor) noexcept nogil:
 
 # 1 / (1 + e^-x)
 cdef inline real sigmoid(real x) noexcept nogil:
-    if real is double:
-        return logistic_f64(x)
+    if real is float:
+        return sigmoid_f32(x)
     else:
-        return logistic(x, <real> 0, <real> 1)
+        return logistic_f64(x)
 
 cdef inline real sigmoid_backward(real dy, real y) noexcept nogil:
     return dy * remainder(y, y, y)
@@ -198,10 +198,10 @@ cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
 
 # x / (1 + e^-x)
 cdef inline real silu(real x) noexcept nogil:
-    if real is double:
-        return silu_f64(x)
+    if real is float:
+        return silu_f32(x)
     else:
-        return logistic(x, <real> 0, upper_of(x, <real> -1000))
+        return silu_f64(x)
 
 # silu'(x) = 1 - silu'(-x); at -a it is e (1 + e - a) / (1 + e)^2 with e = e^-a
 cdef inline real silu_backward(real dy, real x) noexcept nogil:

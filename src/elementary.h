@@ -28,6 +28,14 @@
 #define FN_FMAF(a, b, c) ((a) * (b) + (c))
 #endif
 
+/* A bound that the compiler must not know. With a known one gcc 12 makes `bound < x ? bound : x` a comparison and a blend,
+   and chains of them several of each; with an unknown one it is the single instruction min. */
+#if defined(__GNUC__) || defined(__clang__)
+#define FN_BOUND(type, name, value) __attribute__((weak)) type name = value
+#else
+#define FN_BOUND(type, name, value) static const type name = value
+#endif
+
 #include "elementary_f32.h"
 #include "elementary_f64.h"
 

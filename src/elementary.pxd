@@ -25,6 +25,8 @@ cdef extern from "elementary.h" nogil:
     float expm1_f32(float x) noexcept
     float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
+    float sigmoid_f32(float x) noexcept
+    float silu_f32(float x) noexcept
     float normal_tail_f32(float a, float* lo) noexcept
     float gelu_slope_tail_f32(float a, float* lo) noexcept
     double fma_f64(double a, double b, double c) noexcept

@@ -10,7 +10,14 @@ FN float from_bits_f32(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x
 
 FN float fma_f32(float a, float b, float c) { return FN_FMAF(a, b, c); }
 FN float select_f32(int condition, float a, float b) { return condition ? a : b; }
-FN float abs_f32(float x) { return from_bits_f32(bits_f32(x) & UINT32_C(0x7fffffff)); }
+FN float abs_f32(float x)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_fabsf(x); /* on the bits, gcc would carry integers through the next select and miss its min */
+#else
+    return from_bits_f32(bits_f32(x) & UINT32_C(0x7fffffff));
+#endif
+}
 FN float copysign_f32(float x, float sign)
 {
     return from_bits_f32((bits_f32(x) & UINT32_C(0x7fffffff)) | (bits_f32(sign) & UINT32_C(0x80000000)));
@@ -148,15 +155,59 @@ FN float log1p_f32(float e)
     return hi + lo;
 }
 
+/* 1 / x within 5 % for normal x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder into a correction. */
+FN float rough_inverse_f32(float x) { return from_bits_f32(UINT32_C(0x7ef127ea) - bits_f32(x)); }
+
+/* For sigmoid and silu: n / (2^-40 (1 + e^-x)), -115 <= x <= 32. Scaled so that the divisor is finite where sigmoid is subnormal.
+
+   e^-x = 2^k (1 + p), p a polynomial of degree 6 in the reduced argument. Adds and multiplications go to different
+   units, so p's upper part is written as a product of two sums, which saves multiplications. */
+#define F32_LOGISTIC_SCALE 0x1p-40f
+FN float logistic_quotient_f32(float n, float x)
+{
+    const float magic = F32_MAGIC + (127 - 40);
+    float t = FN_FMAF(x, -0x1.715476p+0f, magic), k = t - magic, power = from_bits_f32(bits_f32(t) << 23);
+    float r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, -x)), r2 = r * r;
+    float upper = FN_FMAF(r2 + 0x1.e259dcp+4f, FN_FMAF(r, 0x1.6a53fep-10f, 0x1.123984p-7f), -0x1.5eb7f4p-4f);
+    float p = FN_FMAF(r2, FN_FMAF(r, upper, 0x1.fffffcp-2f), r);
+    float d = FN_FMAF(power, p, power + F32_LOGISTIC_SCALE);
+    float d_lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
+    float q = n / d;
+    return FN_FMAF(FN_FMAF(-q, d_lo, remainder_f32(q, d, n)), rough_inverse_f32(d), q);
+}
+
+FN_BOUND(float, fn_sigmoid_low_f32, -105.0f);
+FN_BOUND(float, fn_silu_low_f32, -115.0f);
+FN_BOUND(float, fn_logistic_high_f32, 32.0f);
+
+FN float sigmoid_f32(float x)
+{
+    return logistic_quotient_f32(F32_LOGISTIC_SCALE, min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32));
+}
+
+/* x / (1 + e^-x); above 32 it is x */
+FN float silu_f32(float x)
+{
+    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, 0.0f);
+    return FN_FMAF(logistic_quotient_f32(inside, inside), F32_LOGISTIC_SCALE, excess);
+}
+
+FN_BOUND(float, fn_tanh_high_f32, 10.0f);
+
 /* odd, exactly; never beyond 1 */
 FN float tanh_f32(float x)
 {
-    /* (e^2a - 1) / (e^2a + 1), and the quotient's remainder */
-    float a = min_f32(abs_f32(x), 10.0f), n_lo, d_lo;
-    float n = expm1_parts_f32(a + a, &n_lo), d = two_sum_f32(n, 2.0f, &d_lo);
-    float inverse = 1.0f / d, q = n * inverse;
-    float rest = remainder_f32(q, d, n) + FN_FMAF(-q, d_lo + n_lo, n_lo);
-    return copysign_f32(FN_FMAF(rest, inverse, q), x);
+    /* |x| = h + m ln(2)/2, s = 2^-m: tanh = (A + B T) / (B + A T), A = 1 - s, B = 1 + s, T = tanh(h). Written as
+       A^2 + (A s^2 + (B - A^3) T) / (B + A T) the quotient is small beside A^2, and so are its errors; at m = 0 it is T. */
+    float a = min_f32(abs_f32(x), fn_tanh_high_f32);
+    float t = FN_FMAF(a, -0x1.715476p+1f, F32_MAGIC + 127), k = t - (F32_MAGIC + 127), s = from_bits_f32(bits_f32(t) << 23);
+    float h = FN_FMAF(k, 0x1.62e43p-2f, a), h2 = h * h;
+    /* T = h + w; the factor is (2.14 - h^2) / 16 */
+    float factor = from_bits_f32(bits_f32(0x1.11ebeep+1f - h2) - (UINT32_C(4) << 23));
+    float w = (h2 * h) * FN_FMAF(factor, h2, -0x1.555682p-2f);
+    float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
+    float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
+    return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
 
 /* u = 1 / (a + 4) and its error, which the tails below share */
