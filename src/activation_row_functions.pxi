@@ -176,10 +176,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     cdef ndarray x, saved, y
     cdef Py_ssize_t along
     cdef int ndim
-    cdef bint plain = is_plain(a)
-    if plain and direction == FN_BACKWARD:
-        plain = is_plain(b) and same_form(<ndarray> a, <ndarray> b)
-    if not plain:
+    if not (is_simple(a) and (direction == FN_FORWARD or (is_simple(b) and same_form(<ndarray> a, <ndarray> b)))):
         if direction == FN_BACKWARD:
             a = _checks.as_input(a, "dy")
             b = _checks.as_input(b, "saved")
@@ -195,14 +192,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     along = axis
     if along < 0:
         along += max(ndim, 1)
-    if out is not None and not (is_plain(out) and cnp.PyArray_ISWRITEABLE(<ndarray> out) and same_form(x, <ndarray> out)):
-        _checks.check_out(out, a.shape, _checks.result_dtype(a))
-    if out is not None:
-        y = out.view(ndarray)
-    elif plain:
-        y = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
-    else:
-        y = np.empty_like(a, dtype=_checks.result_dtype(a), subok=False)
+    y = result_like(x, out)
     begin_plan(&rows.plan, y)
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
@@ -268,14 +258,12 @@ def cross_entropy(logits, labels, out=None):
     cdef ndarray x, y, classes
     cdef Py_ssize_t row, n
     cdef double loss = 0
-    x = <ndarray> logits if is_plain(logits) else _checks.as_input(logits, "logits")
+    x = <ndarray> logits if is_simple(logits) else _checks.as_input(logits, "logits")
     if cnp.PyArray_NDIM(x) != 2:
         _checks.check_logits(x)
     n = cnp.PyArray_DIM(x, 0)
     classes = as_classes(labels, n, cnp.PyArray_DIM(x, 1))
-    dtype = _checks.result_dtype(x)
-    _checks.check_out(out, (<object> x).shape, dtype)
-    y = np.empty_like(x, dtype=dtype, subok=False) if out is None else out.view(ndarray)
+    y = result_like(x, out)
     if out is not None and may_overlap(classes, y):
         classes = classes.copy()
     begin_plan(&rows.plan, y)
@@ -341,12 +329,10 @@ def prelu(x, slope, *, axis=1, out=None):
     """
     cdef Plan plan
     cdef ndarray a, s, y
-    a = _checks.as_input(x)
-    dtype = _checks.result_dtype(a)
-    slope, along = _checks.as_slope(slope, (<object> a).shape, axis)
-    _checks.check_out(out, (<object> a).shape, dtype)
-    s = as_computed(slope, dtype)
-    y = np.empty_like(a, dtype=dtype, subok=False) if out is None else out.view(ndarray)
+    cdef int along
+    a = <ndarray> x if is_simple(x) else _checks.as_input(x)
+    s = fitting_slope(slope, a, axis, &along)
+    y = result_like(a, out)
     if out is not None and may_overlap(s, y):
         s = s.copy()
     begin_plan(&plan, y)
@@ -357,6 +343,25 @@ def prelu(x, slope, *, axis=1, out=None):
         plan.kernel = plan.level.prelu[FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
         run_plan_or_range(&plan, 2 * NANOSECONDS * plan.size)
     return y if out is None else out
+
+
+cdef ndarray fitting_slope(object slope, ndarray x, object axis, int* along):
+    """The slope, checked, in the dtype that is computed in for x (float16 converts on the way), and its axis from the front."""
+    cdef Py_ssize_t number
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    if is_simple(slope) and cnp.PyArray_TYPE(<ndarray> slope) == cnp.PyArray_TYPE(x) and type(axis) is int:
+        if cnp.PyArray_NDIM(<ndarray> slope) == 0:
+            along[0] = 0
+            return <ndarray> slope
+        number = axis
+        if number < 0:
+            number += ndim
+        if (0 <= number < ndim and cnp.PyArray_NDIM(<ndarray> slope) == 1
+                and cnp.PyArray_DIM(<ndarray> slope, 0) == cnp.PyArray_DIM(x, number)):
+            along[0] = number
+            return <ndarray> slope
+    array, along[0] = _checks.as_slope(slope, (<object> x).shape, axis)
+    return as_computed(array, _checks.result_dtype(x))
 
 
 cdef ndarray as_computed(object values, object dtype):
@@ -375,16 +380,18 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
     """
     cdef Plan plan
     cdef ndarray g, a, s, y
-    cdef int kind
-    g = _checks.as_input(dy, "dy")
-    a = _checks.as_input(x)
-    _checks.check_same_shape(g, a, "x")
-    dtype = _checks.result_dtype(g, a)
-    slope, along = _checks.as_slope(slope, (<object> a).shape, axis)
-    _checks.check_out(out, (<object> a).shape, dtype)
-    g, a, s = in_dtype(g, dtype), in_dtype(a, dtype), as_computed(slope, dtype)
-    dslope = sum_slopes(g, a, s, along)
-    y = np.empty_like(a, dtype=dtype, subok=False) if out is None else out.view(ndarray)
+    cdef int along
+    if is_simple(dy) and is_simple(x) and same_form(<ndarray> dy, <ndarray> x):
+        g, a = <ndarray> dy, <ndarray> x
+    else:
+        g = _checks.as_input(dy, "dy")
+        a = _checks.as_input(x)
+        _checks.check_same_shape(g, a, "x")
+        dtype = _checks.result_dtype(g, a)
+        g, a = in_dtype(g, dtype), in_dtype(a, dtype)
+    s = fitting_slope(slope, a, axis, &along)
+    y = result_like(a, out)
+    dslope = sum_slopes(g, a, s, slope, along)
     if out is not None and may_overlap(s, y):
         s = s.copy()
     begin_plan(&plan, y)
@@ -395,8 +402,7 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
         end_plan(&plan, y)
         plan.kernel3 = plan.level.prelu_backward[FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
         run_plan_or_range(&plan, 2 * NANOSECONDS * plan.size)
-    with np.errstate(all="ignore"):
-        return y if out is None else out, dslope.reshape(slope.shape).astype(_checks.result_dtype(slope))
+    return y if out is None else out, dslope
 
 
 cdef struct Slopes:
@@ -440,12 +446,15 @@ cdef void slopes_part(void* context, int part) noexcept nogil:
             start += n
 
 
-cdef object sum_slopes(ndarray dy, ndarray x, ndarray slope, int axis):
-    """prelu's dslope in float64, one value a channel (one in all for a scalar slope)."""
+cdef object sum_slopes(ndarray dy, ndarray x, ndarray slope, object given, int axis):
+    """prelu's dslope, in the form of the slope as it was given; summed in float64."""
     cdef Slopes job
     cdef Plan* plan = &job.plan
     cdef int i, parts, dtype, ndim = cnp.PyArray_NDIM(x)
+    cdef cnp.npy_intp count
+    cdef Py_ssize_t j
     cdef double nanoseconds
+    cdef ndarray sums, dslope
     begin_plan(plan, x)
     dtype = FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE
     job.channels = cnp.PyArray_SIZE(slope)
@@ -456,8 +465,9 @@ cdef object sum_slopes(ndarray dy, ndarray x, ndarray slope, int axis):
             job.inner *= cnp.PyArray_DIM(x, i)
     job.chunk = max(<Py_ssize_t> 1 << 16, 16 * job.channels)
     job.chunks = (plan.size + job.chunk - 1) // job.chunk
-    sums = np.zeros((job.chunks, job.channels))
-    job.sums = <double*> cnp.PyArray_DATA(<ndarray> sums)
+    count = max(<Py_ssize_t> 1, job.chunks) * job.channels
+    sums = cnp.PyArray_ZEROS(1, &count, cnp.NPY_DOUBLE, 0)
+    job.sums = <double*> cnp.PyArray_DATA(sums)
     plan.ndim = max(1, ndim)
     plan.shape[0] = 1
     for i in range(ndim):
@@ -471,11 +481,21 @@ cdef object sum_slopes(ndarray dy, ndarray x, ndarray slope, int axis):
     job.sum_run = plan.level.sum_run[dtype]
     job.add_run = plan.level.add_run[dtype]
     nanoseconds = 4 * NANOSECONDS * plan.size
-    with nogil:
-        parts = parts_for(nanoseconds, job.chunks)
-        job.part = (job.chunks + parts - 1) // parts
-        fn_parallel(slopes_part, &job, parts)
-    return sums.sum(axis=0) if job.chunks == 1 else np.add.reduce(sums, axis=0)
+    if job.chunks:
+        with nogil:
+            parts = parts_for(nanoseconds, job.chunks)
+            job.part = (job.chunks + parts - 1) // parts
+            fn_parallel(slopes_part, &job, parts)
+    for j in range(job.channels, job.chunks * job.channels):
+        job.sums[j % job.channels] += job.sums[j]
+    if not (is_simple(given) and cnp.PyArray_TYPE(<ndarray> given) == cnp.NPY_FLOAT):
+        with np.errstate(all="ignore"):
+            given = _checks.as_input(given, "slope")
+            return sums[:job.channels].reshape(given.shape).astype(_checks.result_dtype(given))
+    dslope = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(slope), cnp.PyArray_DIMS(slope), cnp.NPY_FLOAT, 0)
+    for j in range(job.channels):
+        (<float*> cnp.PyArray_DATA(dslope))[j] = <float> job.sums[j]
+    return dslope
 
 
 # --- maxout -------------------------------------------------------------------------------------------------------
@@ -538,16 +558,23 @@ cdef void lanes_to_indices(const char* lanes, Py_ssize_t* indices, Py_ssize_t n,
         indices[i] = <Py_ssize_t> (<const float*> lanes)[i] if itemsize == 4 else <Py_ssize_t> (<const double*> lanes)[i]
 
 
-cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y) except -1:
+cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray units, int axis) except -1:
+    """Forward a is x and y y, backward a is dy and y dx; units is the one of them that has an element a unit."""
     cdef double nanoseconds
     cdef int parts, dtype
-    begin_plan(&job.plan, y)
+    cdef Operand* split
+    begin_plan(&job.plan, units)
     if job.plan.size == 0:
         return 0
     describe(&job.plan.source[0], a)
     describe(&job.plan.source[1], which)
+    describe(&job.plan.result, y)
+    # the array with the pieces, seen at the first piece of every unit
+    split = &job.plan.result if job.backward else &job.plan.source[0]
+    job.step = split.strides[axis]
+    split.strides[axis] *= job.count
     job.plan.inputs = 2
-    end_plan(&job.plan, y)
+    end_plan(&job.plan, units)
     job.plan.streamed = False
     dtype = FN_DOUBLE if job.plan.itemsize == 8 else FN_SINGLE
     job.kernel = job.plan.level.maxout_backward[dtype] if job.backward else job.plan.level.maxout[dtype]
@@ -559,9 +586,15 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y) except -1:
     return 0
 
 
-cdef object split_axis(object x, int axis, Py_ssize_t pieces):
-    """x with its axis of length units * pieces as two; always a view."""
-    return x.reshape((*x.shape[:axis], x.shape[axis] // pieces, pieces, *x.shape[axis + 1:]))
+cdef int axis_from_front(object axis, ndarray x) except -1:
+    cdef Py_ssize_t number
+    if type(axis) is int:
+        number = axis
+        if number < 0:
+            number += cnp.PyArray_NDIM(x)
+        if 0 <= number < cnp.PyArray_NDIM(x):
+            return number
+    return _checks.normalize_axis(axis, cnp.PyArray_NDIM(x))
 
 
 def maxout(x, pieces=2, axis=1, *, out=None):
@@ -577,22 +610,25 @@ def maxout(x, pieces=2, axis=1, *, out=None):
     Source: Goodfellow et al., Maxout networks, 2013.
     """
     cdef Pieces job
-    cdef int along
-    x = _checks.as_input(x)
-    along = _checks.normalize_axis(axis, x.ndim)
-    job.count = _checks.check_pieces(pieces, x.shape[along], along)
-    shape = (*x.shape[:along], x.shape[along] // job.count, *x.shape[along + 1:])
-    dtype = _checks.result_dtype(x)
-    _checks.check_out(out, shape, dtype)
-    if out is not None and np.may_share_memory(x, out):
-        x = x.copy()
-    split = split_axis(x, along, job.count)
-    first = split[(slice(None),) * (along + 1) + (0,)]
-    y = np.empty_like(first, dtype=dtype, subok=False) if out is None else out.view(ndarray)
-    which = np.empty(shape, np.intp)
-    job.step = split.strides[along + 1]
+    cdef ndarray a, y, which
+    cdef cnp.npy_intp shape[MAX_DIMS]
+    cdef int along, i
+    a = <ndarray> x if is_simple(x) else _checks.as_input(x)
+    along = axis_from_front(axis, a)
+    job.count = _checks.check_pieces(pieces, cnp.PyArray_DIM(a, along), along)
     job.backward = False
-    run_pieces(&job, first, which, y)
+    for i in range(cnp.PyArray_NDIM(a)):
+        shape[i] = cnp.PyArray_DIM(a, i) // (job.count if i == along else 1)
+    which = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), shape, cnp.NPY_INTP, 0)
+    if out is None and is_simple(a):
+        y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), shape, cnp.PyArray_TYPE(a), 0)
+    else:
+        dtype = _checks.result_dtype(a)
+        _checks.check_out(out, (<object> which).shape, dtype)
+        y = np.empty_like(which, dtype=dtype) if out is None else out.view(ndarray)
+        if may_overlap(a, y):
+            a = a.copy()
+    run_pieces(&job, a, which, y, y, along)
     return y if out is None else out, which
 
 
@@ -605,21 +641,21 @@ def maxout_backward(dy, which, pieces=2, axis=1, out=None):
     Raises TypeError for a `which` that is no integer array, ValueError for another shape or an index outside 0..pieces-1.
     """
     cdef Pieces job
+    cdef ndarray a, dx, winners
     cdef int along
-    dy = _checks.as_input(dy, "dy")
-    along = _checks.normalize_axis(axis, dy.ndim)
+    a = <ndarray> dy if is_simple(dy) else _checks.as_input(dy, "dy")
+    along = axis_from_front(axis, a)
     job.count = _checks.integer_param(pieces, "pieces", 1)
-    which = _checks.as_which(which, dy.shape, job.count)
-    dtype = _checks.result_dtype(dy)
-    shape = (*dy.shape[:along], dy.shape[along] * job.count, *dy.shape[along + 1:])
+    job.backward = True
+    given = (<object> a).shape
+    winners = _checks.as_which(which, given, job.count)
+    dtype = _checks.result_dtype(a)
+    shape = (*given[:along], given[along] * job.count, *given[along + 1:])
     _checks.check_out(out, shape, dtype)
     dx = np.empty(shape, dtype) if out is None else out.view(ndarray)
-    if out is not None and np.may_share_memory(dy, out):
-        dy = dy.copy()
-    if out is not None and np.may_share_memory(which, out):
-        which = which.copy()
-    split = split_axis(dx, along, job.count)
-    job.step = split.strides[along + 1]
-    job.backward = True
-    run_pieces(&job, dy, which, split[(slice(None),) * (along + 1) + (0,)])
+    if may_overlap(a, dx):
+        a = a.copy()
+    if may_overlap(winners, dx):
+        winners = winners.copy()
+    run_pieces(&job, a, winners, dx, a, along)
     return dx if out is None else out

@@ -2,6 +2,10 @@
 # and dtypes, overlapping results, mistakes) goes through fastnn._checks, which the NumPy reference uses too, so both
 # accept the same and complain in the same words.
 
+cdef extern from "numpy/arrayobject.h":
+    int NPY_HALF
+    ndarray PyArray_NewLikeArray(ndarray prototype, cnp.NPY_ORDER order, cnp.dtype descr, int subok)
+
 cdef double NANOSECONDS = 0.06     # an element costs about this times the row's cost
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
 
@@ -32,50 +36,56 @@ cdef inline bint apart(const char* a, const char* b, Py_ssize_t nbytes) noexcept
     return a + nbytes <= b or b + nbytes <= a
 
 
+cdef inline bint is_simple(object x) noexcept:
+    """An ndarray proper of native float16, float32 or float64, in any layout."""
+    return (cnp.PyArray_CheckExact(x) and cnp.PyArray_ISNOTSWAPPED(<ndarray> x)
+            and (cnp.PyArray_TYPE(<ndarray> x) == cnp.NPY_FLOAT or cnp.PyArray_TYPE(<ndarray> x) == cnp.NPY_DOUBLE
+                 or cnp.PyArray_TYPE(<ndarray> x) == NPY_HALF))
+
+
+cdef inline bint is_simple_result(object out, ndarray x) noexcept:
+    """A writeable ndarray of x's form."""
+    return is_simple(out) and cnp.PyArray_ISWRITEABLE(<ndarray> out) and same_form(x, <ndarray> out)
+
+
+cdef inline ndarray new_like(ndarray x):
+    """An array of x's shape, dtype and, where it is dense, memory order."""
+    if cnp.PyArray_IS_C_CONTIGUOUS(x):
+        return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, <cnp.dtype> NULL, 0)
+
+
+cdef ndarray result_like(ndarray x, object out):
+    """A new array for a result of x's form, or `out`, checked, as an ndarray."""
+    if out is None:
+        return new_like(x) if is_simple(x) else np.empty_like(x, dtype=_checks.result_dtype(x), subok=False)
+    if not is_simple_result(out, x):
+        _checks.check_out(out, (<object> x).shape, _checks.result_dtype(x))
+    return <ndarray> out if cnp.PyArray_CheckExact(out) else out.view(ndarray)
+
+
 cdef object run_row(int row, int direction, object a, object b, object out, const double* params):
     """Run one row of the table: a is x or dy, b what forward saved (None in the forward direction)."""
     cdef ndarray first, second, y
     cdef Py_ssize_t n, nbytes
-    cdef int dtype
-    cdef bint plain = is_plain(a)
-    if plain and direction == FN_BACKWARD:
-        plain = is_plain(b) and same_form(<ndarray> a, <ndarray> b)
-    if plain and out is not None:
-        plain = is_plain(out) and cnp.PyArray_ISWRITEABLE(<ndarray> out) and same_form(<ndarray> a, <ndarray> out)
-    if not plain:
+    cdef const char* other
+    if (not is_simple(a)
+            or (direction == FN_BACKWARD and not (is_simple(b) and same_form(<ndarray> a, <ndarray> b)))
+            or (out is not None and not is_simple_result(out, <ndarray> a))):
         return run_checked(row, direction, a, b, out, params)
     first = <ndarray> a
-    second = <ndarray> b if direction == FN_BACKWARD else first
-    if out is None:
-        y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(first), cnp.PyArray_DIMS(first), cnp.PyArray_TYPE(first), 0)
-    else:
-        y = <ndarray> out
+    y = new_like(first) if out is None else <ndarray> out
+    if not (is_plain(a) and is_plain(y) and (direction == FN_FORWARD or is_plain(b))):
+        return run_arrays(row, direction, first, b, y, params)
     nbytes = cnp.PyArray_NBYTES(first)
     n = cnp.PyArray_SIZE(first)
-    if (nbytes > BLOCK_BYTES and row_cost[row] * n * NANOSECONDS >= RELEASE_GIL) or not (
-            apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes)
-            and apart(cnp.PyArray_BYTES(second), cnp.PyArray_BYTES(y), nbytes)):
-        return run_arrays(row, direction, first, second if direction == FN_BACKWARD else None, y, params)
-    dtype = FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE
-    run_small(current_level().map[row][direction][dtype], cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(second),
-              cnp.PyArray_BYTES(y), n, cnp.PyArray_ITEMSIZE(first), params)
+    other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else cnp.PyArray_BYTES(first)
+    if ((nbytes > BLOCK_BYTES and row_cost[row] * n * NANOSECONDS >= RELEASE_GIL)
+            or not (apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes) and apart(other, cnp.PyArray_BYTES(y), nbytes))):
+        return run_arrays(row, direction, first, b, y, params)
+    run_direct(current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE],
+               cnp.PyArray_BYTES(first), other, cnp.PyArray_BYTES(y), n, cnp.PyArray_ITEMSIZE(first), params)
     return y
-
-
-cdef void run_small(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
-                    const double* params) noexcept nogil:
-    """Plain arrays that do not overlap, on this thread: whole vectors in place, the tail through padded blocks."""
-    cdef fn_block pad[3]
-    cdef Py_ssize_t whole = n & -FN_LANES, nbytes = (n - whole) * itemsize
-    if whole:
-        kernel(a, b, y, whole, params)
-    if nbytes:
-        memset(pad[0].bytes, 0, FN_LANES * itemsize)
-        memset(pad[1].bytes, 0, FN_LANES * itemsize)
-        memcpy(pad[0].bytes, a + whole * itemsize, nbytes)
-        memcpy(pad[1].bytes, b + whole * itemsize, nbytes)
-        kernel(pad[0].bytes, pad[1].bytes, pad[2].bytes, FN_LANES, params)
-        memcpy(y + whole * itemsize, pad[2].bytes, nbytes)
 
 
 cdef object run_checked(int row, int direction, object a, object b, object out, const double* params):
@@ -85,12 +95,13 @@ cdef object run_checked(int row, int direction, object a, object b, object out, 
         saved = _checks.as_input(b, "saved")
         _checks.check_same_shape(x, saved, "saved")
         dtype = _checks.result_dtype(x, saved)
+        saved = in_dtype(saved, dtype)
     else:
         x = _checks.as_input(a, "x")
         dtype = _checks.result_dtype(x)
     _checks.check_out(out, x.shape, dtype)
     result = np.empty_like(x, dtype=dtype, subok=False) if out is None else out.view(ndarray)
-    run_arrays(row, direction, in_dtype(x, dtype), None if saved is None else in_dtype(saved, dtype), result, params)
+    run_arrays(row, direction, in_dtype(x, dtype), saved, result, params)
     return result if out is None else out
 
 

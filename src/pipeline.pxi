@@ -162,31 +162,62 @@ cdef void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* bl
     move_block(plan, array, start, n, <char*> block, False)
 
 
+cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize) noexcept nogil:
+    """How many of n elements lie before the next cache line: stores that straddle two lines cost twice."""
+    return min(n, <Py_ssize_t> (-<uintptr_t> place % CACHE_LINE) // itemsize)
+
+
+cdef void run_direct(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
+                     const double* params) noexcept nogil:
+    """Contiguous operands that do not overlap: whole vectors in place, what is left before and after them in padded blocks."""
+    cdef Py_ssize_t head = before_line(y, n, itemsize) if n * itemsize >= BLOCK_BYTES // 4 else 0
+    cdef Py_ssize_t whole = (n - head) & -FN_LANES
+    if head:
+        run_piece(kernel, a, b, y, head * itemsize, itemsize, params)
+    if whole:
+        kernel(a + head * itemsize, b + head * itemsize, y + head * itemsize, whole, params)
+    whole += head
+    if whole < n:
+        run_piece(kernel, a + whole * itemsize, b + whole * itemsize, y + whole * itemsize, (n - whole) * itemsize, itemsize,
+                  params)
+
+
+cdef inline void run_piece(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t nbytes, int itemsize,
+                           const double* params) noexcept nogil:
+    """Fewer than FN_LANES elements."""
+    cdef fn_block pad[3]
+    memset(pad[0].bytes, 0, FN_LANES * itemsize)
+    memset(pad[1].bytes, 0, FN_LANES * itemsize)
+    memcpy(pad[0].bytes, a, nbytes)
+    memcpy(pad[1].bytes, b, nbytes)
+    kernel(pad[0].bytes, pad[1].bytes, pad[2].bytes, FN_LANES, params)
+    memcpy(y, pad[2].bytes, nbytes)
+
+
 cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     cdef fn_block blocks[MAX_INPUTS + 1]
     cdef const char* sources[MAX_INPUTS]
     cdef char* result
     cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
-    cdef Py_ssize_t beyond
-    cdef bint all_direct = plan.result.direct and not plan.staged and not plan.streamed
+    cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
+    cdef bint all_direct = in_place and plan.inputs < 3
     cdef int i
     for i in range(plan.inputs):
         all_direct = all_direct and plan.source[i].direct
+    if all_direct:
+        run_direct(plan.kernel, plan.source[0].data + start * plan.itemsize,
+                   plan.source[plan.inputs - 1].data + start * plan.itemsize, plan.result.data + start * plan.itemsize,
+                   stop - start, plan.itemsize, plan.params)
+        return
     while start < stop:
-        n = stop - start
-        if all_direct:
-            # nothing to stage but a tail: the kernel runs over all whole vectors at once
-            n = n & -FN_LANES if n >= FN_LANES else n
-        else:
-            n = min(n, most)
-            if plan.streamed:
-                beyond = <uintptr_t> (plan.result.data + start * plan.result.itemsize) % CACHE_LINE
-                if beyond:  # a first short block up to the next cache line, so that all others start on one
-                    n = min(n, (CACHE_LINE - beyond) // plan.result.itemsize)
+        n = min(stop - start, most)
+        if plan.streamed and <uintptr_t> (plan.result.data + start * plan.result.itemsize) % CACHE_LINE:
+            # a first short block up to the next cache line, so that all others start on one
+            n = before_line(plan.result.data + start * plan.result.itemsize, n, plan.result.itemsize)
         for i in range(plan.inputs):
             sources[i] = load(plan, &plan.source[i], start, n, blocks[i].bytes)
         result = blocks[MAX_INPUTS].bytes
-        if plan.result.direct and not plan.staged and not plan.streamed and n % FN_LANES == 0:
+        if in_place and n % FN_LANES == 0:
             result = plan.result.data + start * plan.itemsize
         if plan.inputs == 3:
             plan.kernel3(sources[0], sources[1], sources[2], result, padded(n))
