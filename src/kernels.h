@@ -62,6 +62,13 @@ typedef struct {
 } fn_norm;
 
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
+/* A histogram's bins, and from where on an element is saturated. */
+typedef struct {
+    double first, last, width, density; /* width of a bin, bins per unit */
+    double low, high;
+    ptrdiff_t bins;
+} fn_bins;
+
 typedef struct {
     const char *name;
     fn_map map[FN_ROWS][2][2]; /* [row][direction] */
@@ -81,10 +88,13 @@ typedef struct {
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
     fn_norm norm[2]; /* [dtype] */
 
-    /* preprocessing and diagnostics: see preprocessing_loops.pxi.tp; [dtype] where there are two */
+    /* preprocessing and diagnostics: see their loops; [dtype] where there are two */
     void (*moments[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_out state, ptrdiff_t width);
     void (*merge_states)(double n, fn_out state, ptrdiff_t width, double m, fn_in other, ptrdiff_t other_width, ptrdiff_t columns);
     void (*affine[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in vectors, ptrdiff_t width, fn_out y);
+    void (*finite_range[2])(fn_in x, ptrdiff_t n, double *lowest, double *highest);
+    int64_t (*count_bins[2])(fn_in x, ptrdiff_t n, const fn_bins *bins, int64_t *counts);
+    void (*mark_alive[2])(fn_in x, ptrdiff_t n, fn_out alive);
 } fn_level;
 
 #endif

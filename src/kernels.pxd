@@ -1,5 +1,7 @@
 # Cython's view of kernels.h.
 
+from libc.stdint cimport int64_t
+
 cdef extern from "kernels.h" nogil:
     enum:
         FN_ROWS
@@ -56,6 +58,15 @@ cdef extern from "kernels.h" nogil:
         void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in mean, fn_in invstd, fn_out dgamma,
                               fn_out dbeta) noexcept nogil
 
+    ctypedef struct fn_bins:
+        double first
+        double last
+        double width
+        double density
+        double low
+        double high
+        Py_ssize_t bins
+
     ctypedef struct fn_level:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
@@ -82,3 +93,6 @@ cdef extern from "kernels.h" nogil:
                              Py_ssize_t columns) noexcept nogil
         void (*affine[2])(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in vectors, Py_ssize_t width,
                           fn_out y) noexcept nogil
+        void (*finite_range[2])(fn_in x, Py_ssize_t n, double* lowest, double* highest) noexcept nogil
+        int64_t (*count_bins[2])(fn_in x, Py_ssize_t n, const fn_bins* bins, int64_t* counts) noexcept nogil
+        void (*mark_alive[2])(fn_in x, Py_ssize_t n, fn_out alive) noexcept nogil

@@ -23,5 +23,6 @@ include "activation_row_loops.pxi"
 
 include "normalization_loops.pxi"
 include "preprocessing_loops.pxi"
+include "diagnostics_loops.pxi"
 
 PUBLISHED = PyCapsule_New(&level, "fastnn.level", NULL)
