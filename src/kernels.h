@@ -40,6 +40,7 @@ typedef struct {
     void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
     void (*sums)(fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, fn_out lanes);
     void (*apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, ptrdiff_t ahead);
     void (*back_sums)(fn_in dy, fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double mean, fn_in k,
                       ptrdiff_t width, int kind, double slope, fn_out lanes);
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, double mean, double a, double b, double c, fn_in k,
@@ -83,8 +84,8 @@ typedef struct {
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */
     void (*norm_fold)(double *lanes, ptrdiff_t count);
-    void (*norm_finish)(const double *sums, const double *squares, const double *shift, double count, double eps, ptrdiff_t n,
-                        double *mean, double *var, double *invstd);
+    void (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean, fn_out var,
+                        fn_out invstd);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
     fn_norm norm[2]; /* [dtype] */
 

@@ -34,6 +34,8 @@ cdef extern from "kernels.h" nogil:
         void (*sums)(fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift,
                      fn_out lanes) noexcept nogil
         void (*apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope,
+                       Py_ssize_t ahead) noexcept nogil
         void (*back_sums)(fn_in dy, fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double mean, fn_in k,
                           Py_ssize_t width, int kind, double slope, fn_out lanes) noexcept nogil
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, double mean, double a, double b, double c,
@@ -83,8 +85,8 @@ cdef extern from "kernels.h" nogil:
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
         void (*norm_fold)(double* lanes, Py_ssize_t count) noexcept nogil
-        void (*norm_finish)(const double* sums, const double* squares, const double* shift, double count, double eps,
-                            Py_ssize_t n, double* mean, double* var, double* invstd) noexcept nogil
+        void (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
+                            fn_out var, fn_out invstd) noexcept nogil
         void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil
         fn_norm norm[2]
         void (*moments[2])(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_out state,

@@ -16,7 +16,7 @@ cdef enum:
     RUN = 32              # inner length from which on a channel is a unit
     COLUMNS = 512         # most columns of a tile
     BLOCKS = 32           # most blocks of rows
-    NORM_STREAM_BYTES = 16 << 20
+    NORM_STREAM_BYTES = 6 << 20  # results from this size on bypass the caches: they pay with a read before every write else
     BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
     SCRATCH = 1024        # doubles of per-channel scratch that live on the stack
 
@@ -43,6 +43,7 @@ cdef struct NormJob:
     double* var
     double* invstd
     double* shift
+    double* table        # coefficients of every channel, where a run is a unit (inference)
     double* dgamma
     double* dbeta
     double* partial      # [block][sums, products][channel]
@@ -100,25 +101,29 @@ cdef inline void backward_block(const NormJob* job, const char* dy, char* z, Py_
 # The run form: one channel is one unit.
 
 cdef void apply_run(const NormJob* job, const char* x, const char* dy, char* result, double mean, const double* linear,
-                    const char* k) noexcept nogil:
+                    const char* k, Py_ssize_t width) noexcept nogil:
     cdef fn_block block, g
     cdef Py_ssize_t start = 0, n, most = BLOCK_BYTES // job.itemsize
     cdef bint through = job.streamed or job.staged or job.row >= 0
     cdef char* place
+    if dy == NULL and job.streamed and not job.staged and job.row < 0:
+        # the next channel is what will be read next, and in memory it follows
+        job.loops.stream(x, result, job.inner, k, width, job.kind, job.slope, job.inner)
+        return
     while start < job.inner:
         n = min(most, job.inner - start) if through else job.inner
         place = block.bytes if through else result + start * job.itemsize
         if dy == NULL:
-            job.loops.apply(x + start * job.itemsize, place, n, k, 1, job.kind, job.slope)
+            job.loops.apply(x + start * job.itemsize, place, n, k, width, job.kind, job.slope)
             if job.row >= 0:
                 activate_block(job, place, n)
         elif job.row < 0:
             job.loops.back_apply(dy + start * job.itemsize, x + start * job.itemsize, place, n, mean, linear[0], linear[1],
-                                 linear[2], k, 1, job.kind, job.slope)
+                                 linear[2], k, width, job.kind, job.slope)
         else:
-            job.loops.apply(x + start * job.itemsize, g.bytes, n, k, 1, FN_PLAIN, 0.0)
+            job.loops.apply(x + start * job.itemsize, g.bytes, n, k, width, FN_PLAIN, 0.0)
             backward_block(job, dy + start * job.itemsize, g.bytes, n)
-            job.loops.back_apply(g.bytes, x + start * job.itemsize, place, n, mean, linear[0], linear[1], linear[2], k, 1,
+            job.loops.back_apply(g.bytes, x + start * job.itemsize, place, n, mean, linear[0], linear[1], linear[2], k, width,
                                  FN_PLAIN, 0.0)
         if through:
             emit(job.level, job.streamed, result + start * job.itemsize, block.bytes, n * job.itemsize)
@@ -189,7 +194,16 @@ cdef void run_channel(const NormJob* job, Py_ssize_t c) noexcept nogil:
         linear_form(job, c, linear, 1)
     for run in range(job.outer):
         apply_run(job, x + run * stride, dy + run * stride if dy != NULL else NULL,
-                  job.result + first * job.itemsize + run * stride, job.mean[c], linear, <const char*> k)
+                  job.result + first * job.itemsize + run * stride, job.mean[c], linear, <const char*> k, 1)
+
+
+cdef void run_units(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Inference: runs in the order of memory, with coefficients known before."""
+    cdef Py_ssize_t unit, at
+    for unit in range(begin, end):
+        at = unit * job.inner * job.itemsize
+        apply_run(job, job.x + at, NULL, job.result + at, 0.0, NULL,
+                  <const char*> job.table + unit % job.channels * job.itemsize, job.channels)
 
 
 # The column form. A tile is `tile` channels, that is tile * inner columns; a narrow matrix is read `repeat` rows at a time
@@ -341,12 +355,20 @@ cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) n
         gather(partial + job.channels, sums + COLUMNS, tile.n, job.inner, job.repeat)
 
 
+cdef inline Py_ssize_t norm_units(const NormJob* job) noexcept nogil:
+    if job.table != NULL:
+        return job.outer * job.channels
+    return job.channels if job.tiles == 0 else job.tiles * job.blocks
+
+
 cdef void norm_part(void* context, int part) noexcept nogil:
     cdef const NormJob* job = <const NormJob*> context
     cdef Tile tile
-    cdef Py_ssize_t units = job.channels if job.tiles == 0 else job.tiles * job.blocks
+    cdef Py_ssize_t units = norm_units(job)
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
-    if job.tiles == 0:
+    if job.table != NULL:
+        run_units(job, begin, end)
+    elif job.tiles == 0:
         for unit in range(begin, end):
             run_channel(job, unit)
     else:
@@ -404,8 +426,7 @@ cdef void plan_norm(NormJob* job) noexcept nogil:
 
 cdef void run_norm(NormJob* job) noexcept nogil:
     cdef double nanoseconds = NORM_NANOSECONDS * <double> job.outer * <double> job.channels * <double> job.inner
-    cdef Py_ssize_t units = job.channels if job.tiles == 0 else job.tiles * job.blocks
-    job.parts = parts_for(nanoseconds, units)
+    job.parts = parts_for(nanoseconds, norm_units(job))
     job.applying = False
     if job.tiles:
         if job.statistics or job.dy != NULL:
@@ -451,6 +472,7 @@ cdef bint set_array(NormJob* job, object x, object axis) noexcept:
     job.row = -1
     job.slope = 0.0
     job.staged = False
+    job.table = NULL
     plan_norm(job)
     return True
 
@@ -639,7 +661,7 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
             and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.channels
-    room = scratch_for(4 * n, few)
+    room = scratch_for((4 if job.tiles else 9) * n, few)
     try:
         if not (read_vector(gamma, n, 1.0, room) and read_vector(beta, n, 0.0, room + n)
                 and read_vector(mean, n, 0.0, room + 2 * n) and read_vector(var, n, 0.0, room + 3 * n)):
@@ -651,6 +673,9 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
         job.invstd = room + 3 * n
         job.statistics = False
         job.level.norm_invstd(job.invstd, job.eps, n)
+        if job.tiles == 0:
+            job.table = room + 4 * n
+            job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, n, job.table, n)
         run_released(&job)
         return y
     finally:
