@@ -27,10 +27,11 @@ from fastnn._table import ACTIVATIONS
 from fastnn.bench import oracle, report, verify
 from fastnn.bench.cases import BY_NAME, Case, shape_label
 from fastnn.bench.peers import PEERS
-from fastnn.bench.runner import COPY, Row
+from fastnn.bench.runner import COPY, MATMUL, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
+LAYOUTS = ("oneDNN channels first", "oneDNN channels last")
 SHOWN = ("relu", "sigmoid", "tanh", "gelu", "silu", "softplus", "mish", "elu")
 
 
@@ -104,7 +105,7 @@ def elementwise(rows: list[Row], dtype: str, threads: int) -> str:
 
 def shaped(rows: list[Row], dtype: str) -> str:
     """Softmax and its kin and the normalizations: a line a shape, one and more threads side by side."""
-    members = [row for row in rows if row.dtype == dtype and len(row.shape) > 1 and row.output == "out"]
+    members = [row for row in rows if row.dtype == dtype and len(row.shape) > 1 and row.family != "networks"]
     lines: dict[tuple[str, str, tuple[int, ...]], dict[int, Row]] = defaultdict(dict)
     for row in members:
         lines[row.op, row.direction, row.shape][row.threads] = row
@@ -146,6 +147,115 @@ def worst(rows: list[Row]) -> str:
         for row in losses
     ]
     return table(["", "shape", "dtype", "threads", "output", "fastnn", "best peer", "ratio"], body)
+
+
+def steps(rows: list[Row]) -> str:
+    """Training steps: every contestant's time, the matrix products alone among them."""
+    members = [row for row in rows if row.op == "training_step"]
+    names = ["fastnn", "numpy", "torch", "jax", MATMUL]
+    body = [
+        [
+            "-".join(map(str, row.shape)),
+            row.dtype,
+            str(row.threads),
+            *[report.duration(row.times[name]) if name in row.times else "" for name in names],
+            times(row.against("torch")),
+            times(row.against("numpy")),
+        ]
+        for row in members
+    ]
+    heads = ["fastnn", "NumPy", "PyTorch eager", "JAX, jitted", "matrix products alone"]
+    ratios = ["times as fast as PyTorch", "as NumPy"]
+    return table(["network, batch 64", "dtype", "threads", *heads, *ratios], body)
+
+
+def layouts(rows: list[Row]) -> str:
+    """Batch norm of images against oneDNN in the better of its two layouts, which need not be the array's own."""
+    times_of: dict[tuple[tuple[int, ...], str, int], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row.dtype != "float32" or "onednn" not in row.times or row.op not in ("batch_norm", "batch_norm_last"):
+            continue
+        first = row.shape if row.op == "batch_norm" else (row.shape[0], row.shape[-1], *row.shape[1:-1])
+        cell = times_of[first, row.direction, row.threads]
+        cell["oneDNN channels " + ("first" if row.op == "batch_norm" else "last")] = row.times["onednn"]
+        if row.op == "batch_norm":
+            cell["fastnn"] = row.times["fastnn"]
+    body, ratios = [], []
+    for (shape, direction, threads), cell in times_of.items():
+        if "fastnn" not in cell:
+            continue
+        ours, theirs = cell.pop("fastnn"), cell
+        ratios.append(min(theirs.values()) / ours)
+        values = [report.duration(theirs[key]) if key in theirs else "" for key in LAYOUTS]
+        body.append(
+            [f"{direction} {shape_label(shape)}", str(threads), report.duration(ours), *values, times(ratios[-1])]
+        )
+    body.append(["geometric mean", "", "", "", "", times(report.geometric_mean(ratios))])
+    return table(["batch_norm", "threads", "fastnn, channels first", *LAYOUTS, "times faster than the better"], body)
+
+
+def fresh(rows: list[Row]) -> str:
+    """The largest arrays with a fresh result: page faults included."""
+    members = [row for row in rows if row.output == "fresh" and row.elements == 64 << 20 and "fastnn" in row.times]
+    body = [
+        [
+            f"{row.op} {row.direction}",
+            str(row.threads),
+            f"{row.times['fastnn'] / row.elements * 1e9:.3g}",
+            *[f"{row.times[n] / row.elements * 1e9:.3g}" if n in row.times else "" for n in ("torch", "numpy", "jax")],
+            times(row.against("torch")),
+        ]
+        for row in members
+    ]
+    heads = ["threads", "fastnn, ns an element", "PyTorch", "NumPy", "JAX", "times as fast as PyTorch"]
+    return table(["float32, 64Mi, fresh result", *heads], body)
+
+
+def scaling(rows: list[Row]) -> str:
+    """How much more threads help, by size."""
+    cells = {row.key: row for row in rows}
+    most = max((row.threads for row in rows), default=1)
+    sizes = sorted({row.shape for row in rows if len(row.shape) == 1 and row.elements >= 16 << 10})
+    body = []
+    for op in SHOWN:
+        line = [op]
+        for size in sizes:
+            one, many = (cells.get((op, "forward", size, "float32", "out", n)) for n in (1, most))
+            both = one and many and "fastnn" in one.times and "fastnn" in many.times
+            line.append(f"{one.times['fastnn'] / many.times['fastnn']:.2f}" if both and one and many else "")
+        body.append(line)
+    return table([f"float32 forward, {most} threads against 1", *map(shape_label, sizes)], body)
+
+
+def plot_summary(rows: list[Row]) -> None:
+    """For the README: geometric means against each peer, by size."""
+    groups = [
+        ("1 element", 1, 1),
+        ("1000", 1000, 1000),
+        ("16Ki to 256Ki", 16 << 10, 256 << 10),
+        ("4Mi to 64Mi", 4 << 20, 64 << 20),
+    ]
+    names = ("torch", "onednn", "numpy", "jax", "numba", "numexpr")
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    for i, name in enumerate(names):
+        values = []
+        for _, low, high in groups:
+            members = [r for r in rows if len(r.shape) == 1 and low <= r.elements <= high and r.threads == 1]
+            ratios = [
+                ratio for r in members if r.dtype == "float32" and r.output == "out" and (ratio := r.against(name))
+            ]
+            values.append(report.geometric_mean(ratios))
+        x = np.arange(len(groups)) + (i - 2.5) * 0.13
+        bars = axis.bar(x, values, 0.12, color=report.COLOURS[name], label=name)
+        axis.bar_label(bars, [f"{v:.1f}" if np.isfinite(v) else "" for v in values], fontsize=7)
+    axis.axhline(1, color="black", linewidth=1)
+    axis.set_yscale("log")
+    axis.set_xticks(range(len(groups)), [label for label, _, _ in groups])
+    axis.set_ylabel("times as fast")
+    axis.set_title("fastnn against each library: activations, forward and backward, float32, one thread", fontsize=10)
+    axis.legend(ncols=6, frameon=False, fontsize=8, loc="upper right")
+    axis.margins(y=0.25)
+    save(figure, "summary.png")
 
 
 def plot_sizes(rows: list[Row], threads: int) -> None:
@@ -235,8 +345,13 @@ def performance(paths: list[Path]) -> None:
     fill(page, "float64", elementwise(rows, "float64", 1))
     fill(page, "shapes", shaped(rows, "float32"))
     fill(page, "losses", worst(rows))
+    fill(page, "steps", steps(rows))
+    fill(page, "layouts", layouts(rows))
+    fill(page, "fresh", fresh(rows))
+    fill(page, "scaling", scaling(rows))
     fill(readme, "machine", machine)
     fill(readme, "means", means(rows))
+    plot_summary(rows)
     plot_sizes(rows, 1)
     plot_ratios(rows)
     plot_roofline(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,27 @@ def test_every_family_has_a_file_in_benchmarks() -> None:
     folder = Path(__file__).parent.parent / "benchmarks"
     for family in {op.family for op in OPS} - {"networks"}:
         assert f'of_family("{family}")' in (folder / f"bench_{family}.py").read_text()
+
+
+def test_the_documentation_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    root = Path(__file__).parent.parent
+    spec = importlib.util.spec_from_file_location("document", root / "benchmarks" / "document.py")
+    assert spec is not None
+    assert spec.loader is not None
+    document = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(document)
+    for page in ("docs/performance.md", "benchmarks/README.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((root / page).read_text())
+    monkeypatch.setattr(document, "ROOT", tmp_path)
+    monkeypatch.setattr(document, "IMAGES", tmp_path / "docs" / "images")
+    shapes: list[tuple[int, ...]] = [(1,), (1000,), (16384,), (64 << 20,)]
+    rows = [row(op, shape, 1e-6, 0.9e-6) for op in document.SHOWN for shape in shapes] + [row("softmax", (4, 10), 1, 2)]
+    about = {"machine": {"cpu": "a processor", "system": "a system"}, "versions": {"fastnn": "0"}, "created": "today"}
+    report.save_json(tmp_path / "a.json", rows, about)
+    document.performance([tmp_path / "a.json"])
+    text = (tmp_path / "docs" / "performance.md").read_text()
+    assert "a processor" in text
+    assert "| tanh forward | 1000 | float32 | 1 | out | 1 µs | torch 900 ns | **0.90** |" in text
+    assert (tmp_path / "docs" / "images" / "summary.png").stat().st_size > 1000

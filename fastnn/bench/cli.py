@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
+import fastnn
 from fastnn.bench import report
 from fastnn.bench.cases import Case, cases
 from fastnn.bench.console import progress
@@ -54,8 +54,8 @@ def plan_from(args: argparse.Namespace) -> Plan:
         selected = [case for case in selected if case.direction == args.direction]
     # neighbours share their arrays
     selected.sort(key=lambda case: (case.op.kind != "map", case.shape if case.op.kind == "map" else (), case.dtype))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = args.threads or ([1] if args.quick or cpus == 1 else [1, cpus])
+    most = fastnn.runtime.num_threads()
+    threads = args.threads or ([1] if args.quick or most == 1 else [1, most])
     if min(threads) < 1:
         raise ValueError(f"--threads must be at least 1, not {min(threads)}")
     budget = args.budget or (0.012 if args.quick else 0.25)

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+import fastnn
 from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, DataCache, Expectation, fastnn_call
 from fastnn.bench.peers import PEERS, Peer
 
 Sampler = Callable[[int], float]
 COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
-SMALL, HUGE = 1000, 8 << 20  # a peer that is 8 times slower above the first is not awaited above the second
+SMALL, HUGE = 1000, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
 
@@ -138,12 +139,9 @@ class Runner:
 
     def __init__(self, peers: Iterable[str], module: ModuleType | None = None, quick: bool = False) -> None:
         """``module`` stands in for fastnn in the harness's own tests."""
-        if module is None:
-            import fastnn
-
-            module = fastnn
-        self._module = module
+        self._module = module or fastnn
         self._data = DataCache()
+        self._most = fastnn.runtime.num_threads()
         self.versions: dict[str, str] = {"fastnn": getattr(module, "__version__", "")}
         self._hopeless: dict[tuple[str, str, str, str, int], set[str]] = {}
         self.missing: dict[str, str] = {}
@@ -157,9 +155,7 @@ class Runner:
                 self.missing[name] = f"{type(error).__name__}: {error}"
 
     def set_threads(self, count: int) -> None:
-        runtime = getattr(self._module, "runtime", None)
-        if runtime is not None:
-            runtime.set_num_threads(count)
+        fastnn.runtime.set_num_threads(count)
         for peer in self.peers:
             peer.set_threads(count)
         if importlib.util.find_spec("threadpoolctl"):  # NumPy's matrix products, in the training steps
@@ -171,6 +167,7 @@ class Runner:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.set_threads(self._most)
         for peer in self.peers:
             peer.close()
 
