@@ -4,15 +4,17 @@
    gelu and the others can work on the parts and round and scale once at the end. k is a double that holds an integer:
    AVX2 has no conversion between double and int64, but adding 1.5 * 2^52 puts an integer into the low bits. */
 
+#define F64_SIGN UINT64_C(0x8000000000000000)
+
 FN uint64_t bits_f64(double x) { uint64_t u; memcpy(&u, &x, sizeof u); return u; }
 FN double from_bits_f64(uint64_t u) { double x; memcpy(&x, &u, sizeof x); return x; }
 
 FN double fma_f64(double a, double b, double c) { return FN_FMA(a, b, c); }
 FN double select_f64(int condition, double a, double b) { return condition ? a : b; }
-FN double abs_f64(double x) { return from_bits_f64(bits_f64(x) & UINT64_C(0x7fffffffffffffff)); }
+FN double abs_f64(double x) { return __builtin_fabs(x); }
 FN double copysign_f64(double x, double sign)
 {
-    return from_bits_f64((bits_f64(x) & UINT64_C(0x7fffffffffffffff)) | (bits_f64(sign) & UINT64_C(0x8000000000000000)));
+    return from_bits_f64((bits_f64(x) & ~F64_SIGN) | (bits_f64(sign) & F64_SIGN));
 }
 /* NaN in x goes through; the bound must be a number */
 FN double min_f64(double x, double bound) { return bound < x ? bound : x; }
@@ -66,6 +68,10 @@ FN double quotient_f64(double n, double n_lo, double d, double d_lo)
 }
 
 #define F64_MAGIC 0x1.8p52
+
+FN_BOUND(double, fn_fraction_end_f64, 752.0); /* e^-752 times 2^10 rounds to 0 */
+FN_BOUND(double, fn_gelu_tanh_end_f64, 26.0);
+FN_BOUND(double, fn_tail_end_f64, 39.0);
 
 /* m * 2^k for |k| <= 2044; in two steps, so that k may go beyond the exponents a double has; rounds once, also to a subnormal */
 FN double scale_f64(double m, double k)
@@ -164,15 +170,13 @@ FN double exp_fraction_f64(double x, double x_lo, int shift, double *even, doubl
     return head + FN_FMA(r * z, FN_FMA(0x1.152eebf7fedddp-14, z, 0x1.c70f5e364ead3p-6), tail);
 }
 
-#define F64_SIGN UINT64_C(0x8000000000000000)
-
 /* 1 / (1 + e^-a) for sign >= 0 and 1 / (1 + e^a) below, a = a + a_lo >= 0, is (q + *correction * *inverse) * *scale. scale is 1 for
    sign >= 0; below it is 2^(k + 64) and 2^-64 is still to come, so that the result is right down to the subnormal numbers. */
 FN double logistic_parts_f64(double a, double a_lo, double sign, double *correction, double *inverse, double *scale)
 {
     /* e^-a = (2 + even + w) / (2 + even - w) * power; the numerator is one or the other */
     double even, w, power, k, sum, rest, s, s_lo, n, n_lo, q;
-    w = exp_fraction_f64(-min_f64(a, 752.0), -a_lo, 64, &even, scale, &k);
+    w = exp_fraction_f64(-min_f64(a, fn_fraction_end_f64), -a_lo, 64, &even, scale, &k);
     power = *scale * 0x1p-64;
     /* the sum of both is 2 + 2 power + rest, and its low part holds what rounding took from any of the three */
     sum = power + 1.0;
@@ -218,29 +222,35 @@ FN double scaled_product_f64(double factor, double q, double q_lo, double sign, 
 FN double silu_f64(double x)
 {
     double correction, inverse, scale, q = logistic_parts_f64(abs_f64(x), 0.0, x, &correction, &inverse, &scale);
-    return scaled_product_f64(max_f64(x, -752.0), q, correction * inverse, x, scale);
+    return scaled_product_f64(max_f64(x, -fn_fraction_end_f64), q, correction * inverse, x, scale);
 }
 
-/* s (1 - (b + b_lo) (1 - s)) with s = 1 / (1 + e^(a + a_lo)), a >= 0, 0 <= b < 2^11, to about half an ulp on either side of its zero: the derivative
-   at -a of x / (1 + e^-u(x)), where u(-a) = -a - a_lo and b + b_lo = a u'(-a) */
-FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo)
+/* s (1 - (b + b_lo) (1 - s)) with s = 1 / (1 + e^(a + a_lo)), a >= 0, 0 <= b < 2^11, good on either side of its zero: the derivative
+   at -a of x / (1 + e^-u(x)), where u(-a) = -a - a_lo and b + b_lo = a u'(-a). `exactly` spends a few operations more on the difference that vanishes at the zero. */
+FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo, int exactly)
 {
-    /* s = f / (d + f), f = n power; the result is f (d + f - b d) / (d + f)^2 */
-    double even, w, scale, power, k, t, n, n_lo, d, d_lo, sum, sum_lo, rest, v, v_lo, m, m_lo, square, square_lo;
-    w = exp_fraction_f64(-min_f64(a, 752.0), -a_lo, 64, &even, &scale, &k);
+    /* s = f / (d + f), f = n power; the result is f (f - (b - 1) d) / (d + f)^2 */
+    double even, w, scale, power, k, n, n_lo, d, d_lo, f, f_lo, sum, sum_lo, c, v, v_lo, m, m_lo, square, square_lo;
+    w = exp_fraction_f64(-min_f64(a, fn_fraction_end_f64), -a_lo, 64, &even, &scale, &k);
     power = scale * 0x1p-64;
-    t = even - w;
-    d = fast_two_sum_f64(2.0, t, &d_lo);
-    rest = FN_FMA(power, even + w, t);
+    d = fast_two_sum_f64(2.0, even - w, &d_lo);
     n = fast_two_sum_f64(2.0, even + w, &n_lo);
-    sum = FN_FMA(2.0, power + 1.0, rest);
-    sum_lo = rest - FN_FMA(-2.0, power, sum - 2.0);
-    m = two_prod_f64(b, d, &m_lo);
-    v = two_sum_f64(sum, -m, &v_lo);
-    v_lo += sum_lo - FN_FMA(b_lo, d, FN_FMA(b, d_lo, m_lo));
-    v = fast_two_sum_f64(v, v_lo, &v_lo);
+    f = n * power;
+    f_lo = n_lo * power;
+    sum = fast_two_sum_f64(d, f, &sum_lo);
+    sum_lo += d_lo + f_lo;
+    c = b - 1.0;
+    if (FN_HAS_FMA && !exactly) {
+        v = FN_FMA(-c, d, f);
+        v_lo = 0.0;
+    } else {
+        m = two_prod_f64(c, d, &m_lo);
+        v = two_sum_f64(f, -m, &v_lo);
+        v_lo -= m_lo;
+    }
+    v_lo += FN_FMA(-c, d_lo, FN_FMA((c - b) + 1.0 - b_lo, d, f_lo));
     m = two_prod_f64(n, v, &m_lo);
-    m_lo += FN_FMA(n, v_lo, n_lo * v);
+    m_lo = FN_FMA(n, v_lo, FN_FMA(n_lo, v, m_lo));
     square = two_prod_f64(sum, sum, &square_lo);
     return quotient_f64(m, m_lo, square, FN_FMA(sum + sum, sum_lo, square_lo)) * scale * 0x1p-64;
 }
@@ -248,7 +258,7 @@ FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo)
 /* silu'(x), silu(x) = x / (1 + e^-x) */
 FN double silu_slope_f64(double x)
 {
-    double a = min_f64(abs_f64(x), 752.0), slope = logistic_slope_f64(a, 0.0, a, 0.0);
+    double a = min_f64(abs_f64(x), fn_fraction_end_f64), slope = logistic_slope_f64(a, 0.0, a, 0.0, 0);
     return select_f64(x > 0.0, 1.0 - slope, slope);
 }
 
@@ -270,14 +280,14 @@ FN double gelu_tanh_argument_f64(double a, double *u_lo, double *b, double *b_lo
 /* x / (1 + e^-u), u = sqrt(8 / pi) (x + 0.044715 x^3) */
 FN double gelu_tanh_f64(double x)
 {
-    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), 26.0), &u_lo, &b, &b_lo);
+    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), fn_gelu_tanh_end_f64), &u_lo, &b, &b_lo);
     double correction, inverse, scale, q = logistic_parts_f64(u, u_lo, x, &correction, &inverse, &scale);
-    return scaled_product_f64(max_f64(x, -26.0), q, correction * inverse, x, scale);
+    return scaled_product_f64(max_f64(x, -fn_gelu_tanh_end_f64), q, correction * inverse, x, scale);
 }
 
 FN double gelu_tanh_slope_f64(double x)
 {
-    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), 26.0), &u_lo, &b, &b_lo), slope = logistic_slope_f64(u, u_lo, b, b_lo);
+    double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), fn_gelu_tanh_end_f64), &u_lo, &b, &b_lo), slope = logistic_slope_f64(u, u_lo, b, b_lo, 1);
     return select_f64(x > 0.0, 1.0 - slope, slope);
 }
 
@@ -287,7 +297,7 @@ FN double mish_parts_f64(double x, double *u_lo, double *v, double *v_lo, double
                          double *scale)
 {
     double even, w, power, k, rest, u, down;
-    w = exp_fraction_f64(-min_f64(abs_f64(x), 752.0), 0.0, 64, &even, scale, &k);
+    w = exp_fraction_f64(-min_f64(abs_f64(x), fn_fraction_end_f64), 0.0, 64, &even, scale, &k);
     power = *scale * 0x1p-64;
     rest = FN_FMA(power, even + w, even - w);
     *s = FN_FMA(2.0, power + 1.0, rest);
@@ -318,7 +328,7 @@ FN double mish_f64(double x)
     n_lo += FN_FMA(u, h_lo, u_lo * h);
     inverse = 1.0 / den;
     q = n * inverse;
-    return scaled_product_f64(max_f64(x, -752.0), q, (remainder_f64(q, den, n) + FN_FMA(-q, den_lo, n_lo)) * inverse, x, scale);
+    return scaled_product_f64(max_f64(x, -fn_fraction_end_f64), q, (remainder_f64(q, den, n) + FN_FMA(-q, den_lo, n_lo)) * inverse, x, scale);
 }
 
 /* mish'(x) = u (4 (1 + x) s v^2 + u (s^2 + v^2 + 2 u v)) / (s^2 + v^2)^2; its zero at -1.19 is where the first terms cancel, hence the low parts */
@@ -326,7 +336,7 @@ FN double mish_slope_f64(double x)
 {
     double u_lo, v, v_lo, s, s_lo, v2, v2_lo, den, den_lo, scale, m, m_lo, c, c_lo, g, g_lo, f, f_lo, up;
     double u = mish_parts_f64(x, &u_lo, &v, &v_lo, &s, &s_lo, &v2, &v2_lo, &den, &den_lo, &scale);
-    c = two_sum_f64(4.0, 4.0 * copysign_f64(min_f64(abs_f64(x), 752.0), x), &c_lo);
+    c = two_sum_f64(4.0, 4.0 * copysign_f64(min_f64(abs_f64(x), fn_fraction_end_f64), x), &c_lo);
     m = two_prod_f64(s, v2, &m_lo);
     m_lo += FN_FMA(s, v2_lo, s_lo * v2);
     m_lo = FN_FMA(c, m_lo, c_lo * m);
@@ -433,7 +443,7 @@ FN double tail_variable_f64(double a, double d, double d_lo, double inverse, dou
 FN double normal_tail_f64(double a, double *lo)
 {
     /* a polynomial in t, nearly constant, over a + 9/8; one division serves both */
-    double b = min_f64(a, 39.0), d_lo, d = two_sum_f64(b, 6.0, &d_lo), s_lo, s = two_sum_f64(b, 1.125, &s_lo);
+    double b = min_f64(a, fn_tail_end_f64), d_lo, d = two_sum_f64(b, 6.0, &d_lo), s_lo, s = two_sum_f64(b, 1.125, &s_lo);
     double inverse = 1.0 / (d * s), v = inverse * d, v_lo = v * FN_FMA(-v, s_lo, remainder_f64(v, s, 1.0));
     double t_lo, t = tail_variable_f64(b, d, d_lo, inverse * s, &t_lo), t2 = t * t, t4 = t2 * t2;
     /* Horner where a rounding of t^2 or t^4 would tell */
@@ -461,7 +471,7 @@ FN double normal_tail_f64(double a, double *lo)
 /* gelu'(-a) * e^(a^2 / 2) + *lo for a >= 0, gelu'(x) = Phi(x) + x phi(x). Its zero is a factor, with a tail, so the result is good near it. */
 FN double gelu_slope_tail_f64(double a, double *lo)
 {
-    double b = min_f64(a, 39.0), d_lo, d = two_sum_f64(b, 6.0, &d_lo);
+    double b = min_f64(a, fn_tail_end_f64), d_lo, d = two_sum_f64(b, 6.0, &d_lo);
     double t_lo, t = tail_variable_f64(b, d, d_lo, 1.0 / d, &t_lo), t2 = t * t, t4 = t2 * t2;
     double p = FN_FMA(FN_FMA(-0x1.0ffb28e73a871p-33, t, -0x1.966bcf18a1af4p-30), t2, FN_FMA(-0x1.bba67f39f7478p-31, t, 0x1.ff13882ed883cp-27));
     p = FN_FMA(p, t4, FN_FMA(FN_FMA(-0x1.3770dc9d940bfp-28, t, -0x1.0415ba4830f7dp-23), t2, FN_FMA(0x1.22ded3e798123p-22, t, 0x1.1dc714772f147p-21)));
@@ -492,7 +502,7 @@ FN double gauss_parts_f64(double a, double *lo, double *k)
 /* x Phi(x), Phi the normal distribution function */
 FN double gelu_f64(double x)
 {
-    double a = min_f64(abs_f64(x), 39.0), t_lo, t = normal_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
+    double a = min_f64(abs_f64(x), fn_tail_end_f64), t_lo, t = normal_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
     p_lo += FN_FMA(t, lo, t_lo * hi);
     t = two_prod_f64(a, p, &lo);
     t = scale_f64(t + FN_FMA(a, p_lo, lo), k);
@@ -502,7 +512,7 @@ FN double gelu_f64(double x)
 /* Phi(x) + x phi(x) */
 FN double gelu_slope_f64(double x)
 {
-    double a = min_f64(abs_f64(x), 39.0), t_lo, t = gelu_slope_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
+    double a = min_f64(abs_f64(x), fn_tail_end_f64), t_lo, t = gelu_slope_tail_f64(a, &t_lo), lo, k, hi = gauss_parts_f64(a, &lo, &k), p_lo, p = two_prod_f64(t, hi, &p_lo);
     p = scale_f64(p + (p_lo + FN_FMA(t, lo, t_lo * hi)), k);
     return select_f64(x > 0.0, 1.0 - p, p);
 }
