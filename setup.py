@@ -1,7 +1,7 @@
 """Build the compiled modules: fastnn._core once, and fastnn._level_<name> once for every instruction-set level.
 
-The vector loops (src/levels.pxi) are the same source for every level; only the compiler flags differ. A level whose flags
-the compiler does not know is left out, so an unknown compiler or architecture still gets a working baseline.
+The vector loops (src/levels.pxi) are the same source for every level; only the compiler flags differ. A level whose
+flags the compiler does not know is left out, so an unknown compiler or architecture still gets a working baseline.
 """
 
 import os
@@ -55,7 +55,9 @@ def write_build_info(flags: list[str], levels: dict[str, list[str]], threads: bo
     shown = shlex.join(flags).replace("\\", "\\\\").replace('"', '\\"')
     write_if_changed(
         GENERATED / "build_info.h",
-        f'#define FN_BUILD_FLAGS "{shown}"\n#define FN_BUILD_LEVELS "{names}"\n#define FN_BUILD_THREADS {int(threads)}\n',
+        f'#define FN_BUILD_FLAGS "{shown}"\n'
+        f'#define FN_BUILD_LEVELS "{names}"\n'
+        f"#define FN_BUILD_THREADS {int(threads)}\n",
     )
 
 
@@ -66,7 +68,9 @@ class BuildExt(build_ext):
         self.probe = new_compiler()
         customize_compiler(self.probe)
         flags = [flag for flag in FLAGS if self.compiles(flags=[flag])]
-        threads = self.compiles("#include <pthread.h>\n#include <stdatomic.h>", "(void)pthread_self();", flags=["-pthread"])
+        threads = self.compiles(
+            "#include <pthread.h>\n#include <stdatomic.h>", "(void)pthread_self();", flags=["-pthread"]
+        )
         if threads:
             flags += ["-pthread", "-DFN_THREADS"]
         levels = self.available_levels()
@@ -77,7 +81,9 @@ class BuildExt(build_ext):
                 f"fastnn._{stem}",
                 [str(SRC / f"{stem}.pyx")],
                 include_dirs=[str(SRC), str(GENERATED), numpy.get_include()],
-                define_macros=[(f"NPY_{name}", "NPY_1_25_API_VERSION") for name in ("NO_DEPRECATED_API", "TARGET_VERSION")],
+                define_macros=[
+                    (f"NPY_{name}", "NPY_1_25_API_VERSION") for name in ("NO_DEPRECATED_API", "TARGET_VERSION")
+                ],
                 extra_compile_args=extra,
                 extra_link_args=["-pthread"] if threads else [],
                 depends=[str(path) for pattern in ("*.h", "*.p*", "*.tp") for path in SRC.glob(pattern)],

@@ -1,7 +1,23 @@
-"""fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization."""
+"""fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization.
 
-from fastnn import runtime
+Every function takes and returns NumPy arrays; each has its gradient, `<name>_backward`, beside it, and a twin in plain NumPy
+in `fastnn.reference`. The whole interface:
+
+    activations    sigmoid tanh relu leaky_relu prelu relu6 hardtanh hardsigmoid hardswish elu celu selu gelu silu mish
+                   softsign log_sigmoid softplus softmax log_softmax maxout cross_entropy
+    normalization  batch_norm batch_norm_inference batch_stats layer_norm rms_norm group_norm instance_norm BatchNorm
+    init           zeros constant normal uniform xavier_* he_* lecun_normal orthogonal lsuv
+    preprocessing  zero_center standardize Standardizer PCA Whitener Moments
+    diagnostics    saturation dead_units activation_stats gradient_flow gradient_check
+    runtime        isa available_isas use_isa num_threads set_num_threads threads info
+
+Imported on demand: `fastnn.reference`, `fastnn.backends` (adapters for other packages), `fastnn.lecture`, `fastnn.bench`.
+"""
+
+from fastnn import activations, diagnostics, init, normalization, preprocessing, runtime
 from fastnn.activations import *  # noqa: F403
 from fastnn.normalization import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+__all__ = ["diagnostics", "init", "preprocessing", "runtime", *activations.__all__, *normalization.__all__]

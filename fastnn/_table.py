@@ -85,14 +85,14 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "min(max(x, min_val), max_val)",
         "1 where min_val < x < max_val, else 0",
         (Param("min_val", -1.0), Param("max_val", 1.0)),
-        source="Collobert, Large scale machine learning, 2004; with min_val=0, max_val=1 of alpha*x+beta it is ONNX's HardSigmoid",
+        source="Collobert, Large scale machine learning, 2004; hardtanh(alpha*x+beta, 0, 1) is ONNX's HardSigmoid",
     ),
     Activation(
         "hardsigmoid",
         "x",
         "min(max(x + 3, 0), 6) / 6",
         "1/6 where -3 < x < 3, else 0",
-        source="Howard et al., Searching for MobileNetV3, 2019; for ONNX's other constants use hardtanh(alpha*x+beta, 0, 1)",
+        source="Howard et al., Searching for MobileNetV3, 2019; ONNX's other constants: hardtanh(alpha*x+beta, 0, 1)",
     ),
     Activation(
         "hardswish",

@@ -1,7 +1,7 @@
 """Activation functions and their gradients, compiled.
 
-The elementwise ones follow from the table in fastnn/_table.py; softmax, log_softmax, prelu, maxout and cross_entropy look at
-more than one element at a time. `fastnn.reference.activations` holds the same functions in plain NumPy.
+The elementwise ones follow from the table in fastnn/_table.py; softmax, log_softmax, prelu, maxout and cross_entropy
+look at more than one element at a time. `fastnn.reference.activations` holds the same functions in plain NumPy.
 """
 
 from fastnn._core import (

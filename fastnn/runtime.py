@@ -120,7 +120,7 @@ def _available_processors() -> int:
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """The CPU quota of the process's control group, version 2 or 1, in whole processors; a large number if there is none."""
+    """The CPU quota of the process's control group in whole processors; a large number if there is none."""
     try:
         groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -129,7 +129,9 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
     for _, controllers, path in groups:
         if controllers == "":
             folder = root / path.strip("/")
-            limits = [_read_words(parent / "cpu.max") for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
+            limits = [
+                _read_words(parent / "cpu.max") for parent in (folder, *folder.parents) if parent.is_relative_to(root)
+            ]
         elif "cpu" in controllers.split(","):
             folder = root / controllers / path.strip("/")
             limits = [_read_words(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
@@ -178,7 +180,9 @@ def _positive(text: str) -> int | None:
 
 def _warn(variable: str, value: str, accepted: str, used: object) -> None:
     warnings.warn(
-        f"environment variable {variable} is {value!r}; {accepted}; {used} is used instead", RuntimeWarning, stacklevel=2
+        f"environment variable {variable} is {value!r}; {accepted}; {used} is used instead",
+        RuntimeWarning,
+        stacklevel=2,
     )
 
 
