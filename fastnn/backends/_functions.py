@@ -140,6 +140,12 @@ _SECOND: dict[str, Callable[..., Any]] = {
 }
 
 
+def inverse_deviation(var: Any, eps: float) -> Any:
+    """The kernels' invstd: 1 / sqrt(var + eps), and 0 where that is a division by 0."""
+    variance = var + eps
+    return np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance != 0)
+
+
 @dataclass(frozen=True)
 class Norm:
     """A normalization with its static arguments; arrays are given to its methods.
@@ -165,6 +171,14 @@ class Norm:
         result = kernel(x, *args, eps=self.eps, **self._options("activation"), out=out)
         return (result, *constants) if constants else result
 
+    def forward_with_variance(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> tuple[Any, ...]:
+        """The same of batch_norm, and the exact variance for running statistics; x is looked through but once for them."""
+        mean, var = fn.batch_stats(x, axis=self.axis)
+        y = fn.batch_norm_inference(
+            x, mean, var, gamma, beta, eps=self.eps, axis=self.axis, activation=self.activation, out=out
+        )
+        return y, mean, inverse_deviation(var, self.eps), var
+
     def backward(self, dy: Any, x: Any, gamma: Any, beta: Any, *stats: Any) -> tuple[Any, Any, Any]:
         """dx, dgamma and dbeta; dgamma and dbeta in gamma's and beta's shape, and None where those are None."""
         if self.name == "batch_norm_inference":
@@ -180,7 +194,7 @@ class Norm:
     def _inference_backward(self, dy: Any, x: Any, gamma: Any, beta: Any, mean: Any, var: Any) -> tuple[Any, Any, Any]:
         """The line y = (x - mean) / sqrt(var + eps) * gamma + beta has no kernel for its slope."""
         how = layout(self, x.shape)
-        inverse = 1 / np.sqrt(np.asarray(var, dtype=np.float64).reshape(how.param) + self.eps)
+        inverse = inverse_deviation(np.asarray(var, dtype=np.float64).reshape(how.param), self.eps)
         xhat = (x - np.asarray(mean, dtype=np.float64).reshape(how.param)) * inverse
         slope = inverse if gamma is None else inverse * gamma.reshape(how.param)
         if self.activation is not None:

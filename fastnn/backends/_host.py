@@ -11,10 +11,10 @@ from typing import Any
 # Adapter: the distribution that provides the host, and the versions it was tested with (first tested, first untested).
 # "1.5" stands for every 1.5.x.
 TESTED: dict[str, tuple[str, str, str]] = {
-    "autograd": ("autograd", "1.9", "1.10"),
-    "jax": ("jax", "0.10", "0.11"),
-    "sklearn": ("scikit-learn", "1.9", "1.10"),
-    "thinc": ("thinc", "9.1", "9.2"),
+    "autograd": ("autograd", "1.7", "1.10"),
+    "jax": ("jax", "0.6", "0.11"),
+    "sklearn": ("scikit-learn", "1.5", "1.10"),
+    "thinc": ("thinc", "8.3", "9.2"),
     "torch": ("torch", "2.13", "2.14"),
 }
 

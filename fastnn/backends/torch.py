@@ -325,14 +325,17 @@ _HOST_ACTIVATIONS = {
 }
 
 
-def _normalization(name: str) -> _Formula:
+def _normalization(name: str, operator: str = "") -> _Formula:
+    """The operators of a normalization; batch_norm_training is batch_norm that tells the variance too."""
+
     def norm(static: Any) -> _functions.Norm:
         eps, axis, groups, activation = static
         return _functions.Norm(name, eps, axis, groups, activation)
 
     def forward(tensors: Any, *static: Any) -> list[Any]:
         y = torch.empty_like(tensors[0])
-        result = norm(static).forward(*map(_array, tensors), out=y.numpy())
+        arrays = [*map(_array, tensors)]
+        result = (norm(static).forward_with_variance if training else norm(static).forward)(*arrays, out=y.numpy())
         return [y] if constants else [y, *(torch.from_numpy(np.asarray(stat)) for stat in result[1:])]
 
     def fake(tensors: Any, *static: Any) -> list[Any]:
@@ -342,18 +345,18 @@ def _normalization(name: str) -> _Formula:
         return [torch.empty_like(x), *stats]
 
     def backward(dy: Any, tensors: Any, saved: Any, *static: Any) -> list[Any]:
-        stats = tensors[3:] if constants else saved
+        stats = tensors[3:] if constants else saved[:2]
         found = norm(static).backward(_array(dy), *map(_array, tensors[:3]), *map(_array, stats))
         return [None if value is None else torch.from_numpy(np.ascontiguousarray(value)) for value in found]
 
     def formula(tensors: Any, *static: Any) -> Any:
         return norm(static).formula(*tensors, activations=_HOST_ACTIVATIONS)
 
-    constants = name == "batch_norm_inference"
-    saved_count = 0 if constants else 1 if name == "rms_norm" else 2
+    constants, training = name == "batch_norm_inference", operator != ""
+    saved_count = 0 if constants else 3 if training else 1 if name == "rms_norm" else 2
     tensors = "Tensor x, Tensor? gamma, Tensor? beta" + (", Tensor mean_, Tensor var_" if constants else "")
     static = "float eps, int axis, int? groups, str? activation"
-    return _Formula(name, tensors, static, forward, fake, backward, formula)
+    return _Formula(operator or name, tensors, static, forward, fake, backward, formula)
 
 
 _NORMALIZATIONS = {name: _normalization(name) for name in _functions.NORMALIZATIONS}
@@ -368,12 +371,7 @@ _public_normalizations = _functions.normalizations(_normalize)
 globals().update(_public_normalizations)
 batch_norm, batch_norm_inference = (_public_normalizations[name] for name in ("batch_norm", "batch_norm_inference"))
 
-_batch_stats = _operator(
-    "batch_stats",
-    "(Tensor x, int axis) -> Tensor[]",
-    lambda x, axis: [torch.from_numpy(stat) for stat in fn.batch_stats(_array(x), axis=axis)],
-    lambda x, axis: [x.new_empty(x.shape[axis], dtype=torch.float64) for _ in range(2)],
-)
+_batch_norm_training = _normalization("batch_norm", "batch_norm_training").forward
 
 
 class _BatchNorm:
@@ -389,14 +387,15 @@ class _BatchNorm:
                 f"x of shape {tuple(x.shape)} has one value a channel, which has no unbiased variance; "
                 "in training batch norm needs more than one: give more samples, or call eval() first"
             )
-        if self.training and self.running_mean is not None:
-            self._track(x.detach(), count)
-        return batch_norm(x, self.weight, self.bias, eps=self.eps)
+        if not self.training or self.running_mean is None:
+            return batch_norm(x, self.weight, self.bias, eps=self.eps)
+        y, mean, _, var = _batch_norm_training(_checked(x), self.weight, self.bias, self.eps, 1, None, None)
+        self._track(mean.detach(), var.detach(), count)
+        return y
 
     @torch.no_grad()
-    def _track(self: Any, x: Any, count: int) -> None:
+    def _track(self: Any, mean: Any, var: Any, count: int) -> None:
         """Feed the running statistics: momentum is the share of the new value, None the mean of all batches so far."""
-        mean, var = _batch_stats(_checked(x), 1)
         self.num_batches_tracked.add_(1)
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
