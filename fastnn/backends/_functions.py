@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastnn as fn
+from fastnn._checks import normalize_axis
 from fastnn._table import ACTIVATIONS
 
 
@@ -143,6 +144,8 @@ _SECOND: dict[str, Callable[..., Any]] = {
 def inverse_deviation(var: Any, eps: float) -> Any:
     """The kernels' invstd: 1 / sqrt(var + eps), and 0 where that is a division by 0."""
     variance = var + eps
+    if eps > 0:
+        return 1 / np.sqrt(variance)
     return np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance != 0)
 
 
@@ -172,7 +175,7 @@ class Norm:
         return (result, *constants) if constants else result
 
     def forward_with_variance(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> tuple[Any, ...]:
-        """The same of batch_norm, and the exact variance for running statistics; x is looked through but once for them."""
+        """The same of batch_norm, and the exact variance for running statistics, from one look at x."""
         mean, var = fn.batch_stats(x, axis=self.axis)
         y = fn.batch_norm_inference(
             x, mean, var, gamma, beta, eps=self.eps, axis=self.axis, activation=self.activation, out=out
@@ -238,7 +241,8 @@ class Layout:
 
 def layout(norm: Norm, shape: tuple[int, ...]) -> Layout:
     """The layout of a normalization of an array of the given shape."""
-    ndim, axis = len(shape), norm.axis % len(shape)
+    ndim = len(shape)
+    axis = normalize_axis(norm.axis, ndim)
     if norm.name in ("batch_norm", "batch_norm_inference"):
         others = tuple(i for i in range(ndim) if i != axis)
         return Layout(shape, others, _only(shape, axis), (shape[axis],))

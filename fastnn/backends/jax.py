@@ -67,10 +67,20 @@ def _static(params: Any) -> tuple[Any, ...]:
     return tuple(param if isinstance(param, str | int) else float(param) for param in params)
 
 
-def _elementwise(function: _functions.Function) -> Callable[..., Any]:
+def _unary(function: _functions.Function, slope: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A function of one array, whose derivative needs x or y alone.
+
+    slope(dy, saved, *params) is the derivative by JAX's functions, for JAX to differentiate. An elementwise function
+    goes without: its second derivative is written out.
+    """
+
+    # A batch is more of the same for an elementwise function, and for softmax along an axis counted from the end.
+    def whole(params: Any) -> bool:
+        return slope is None or params[0] < 0
+
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def forward(params: Any, x: Any) -> Any:
-        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=True)
+        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=whole(params))
 
     def forward_save(params: Any, x: Any) -> Any:
         y = forward(params, x)
@@ -81,17 +91,23 @@ def _elementwise(function: _functions.Function) -> Callable[..., Any]:
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def backward(params: Any, dy: Any, saved: Any) -> Any:
-        return _call(lambda dy, s: function.backward_kernel(dy, s, *params), _like(saved), dy, saved, batched=True)
+        def kernel(dy: Any, saved: Any) -> Any:
+            return function.backward_kernel(dy, saved, *params)
+
+        return _call(kernel, _like(saved), dy, saved, batched=whole(params))
 
     def backward_save(params: Any, dy: Any, saved: Any) -> Any:
         return backward(params, dy, saved), (dy, saved)
 
     def backward_vjp(params: Any, kept: Any, g: Any) -> Any:
         dy, saved = kept
-        second = _call(
-            lambda s: _functions.second_derivative(function.name, s, *params), _like(saved), saved, batched=True
-        )
-        return backward(params, g, saved), g * dy * second
+        if slope is not None:
+            return jax.vjp(lambda dy, saved: slope(dy, saved, *params), dy, saved)[1](g)
+
+        def second(saved: Any) -> Any:
+            return _functions.second_derivative(function.name, saved, *params)
+
+        return backward(params, g, saved), g * dy * _call(second, _like(saved), saved, batched=True)
 
     forward.defvjp(forward_save, forward_vjp)
     backward.defvjp(backward_save, backward_vjp)
@@ -99,7 +115,7 @@ def _elementwise(function: _functions.Function) -> Callable[..., Any]:
     def public(x: Any, *params: Any) -> Any:
         x = _checked(x)
         params = _static(params)
-        function.kernel(np.empty(0, x.dtype), *params)  # a bad parameter is an error here, not inside the callback
+        function.kernel(np.zeros((0,) * x.ndim, x.dtype), *params)  # a bad parameter fails here, not in the callback
         return forward(params, x)
 
     return function.public(public, "JAX")
@@ -207,18 +223,12 @@ class _Kind:
         self.shape, self.dtype = shape, np.dtype(dtype)
 
 
-def _softmax(function: _functions.Function, formula: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(axis: int, x: Any) -> Any:
-        y = function.kernel(x, axis)
-        return y, y
+def _softmax_slope(dy: Any, y: Any, axis: int) -> Any:
+    return y * (dy - (dy * y).sum(axis, keepdims=True))
 
-    call = _with_formula(
-        forward,
-        lambda axis, dy, arrays, saved: [function.backward_kernel(dy, saved[0], axis)],
-        lambda axis, x: formula(x, axis=axis),
-        lambda axis, x: [_like(x), _like(x)],
-    )
-    return function.public(lambda x, axis: call(axis, _checked(x)), "JAX")
+
+def _log_softmax_slope(dy: Any, y: Any, axis: int) -> Any:
+    return dy - jnp.exp(y) * dy.sum(axis, keepdims=True)
 
 
 def _maxout_kinds(static: Any, x: Any) -> list[Any]:
@@ -301,7 +311,7 @@ def _normalize(norm: _functions.Norm, x: Any, *arrays: Any) -> Any:
     return _normalization(norm, _checked(x), *(None if array is None else jnp.asarray(array) for array in arrays))
 
 
-globals().update({name: _elementwise(function) for name, function in _functions.ELEMENTWISE.items()})
-softmax = _softmax(_functions.SOFTMAX["softmax"], jax.nn.softmax)
-log_softmax = _softmax(_functions.SOFTMAX["log_softmax"], jax.nn.log_softmax)
+globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})
+softmax = _unary(_functions.SOFTMAX["softmax"], _softmax_slope)
+log_softmax = _unary(_functions.SOFTMAX["log_softmax"], _log_softmax_slope)
 globals().update(_functions.normalizations(_normalize))

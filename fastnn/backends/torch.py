@@ -132,7 +132,7 @@ class _Formula:
     """The operators ``name`` and ``name_backward``: value and first derivative are kernels', every other is PyTorch's.
 
     Of the declared tensors, those whose name ends in "_" are constants. The operators take (tensors, static) and
-    (dy, tensors, saved, static), and give [y, *saved] and the derivatives by the tensors that are there and not
+    (dy, tensors, saved, static), and give y, *saved and the derivatives by the tensors that are there and not
     constants. forward, backward and formula are given Python lists of the tensors.
     """
 
@@ -145,17 +145,19 @@ class _Formula:
         fake: Callable[..., list[Any]],
         backward: Callable[..., list[Any]],
         formula: Callable[..., Any],
+        saved: int = 0,
     ) -> None:
         declared = tensors.split(", ")
         self._count = len(declared)
         self._variables = [i for i, tensor in enumerate(declared) if not tensor.endswith("_")]
         self._formula = formula
+        self._saved = saved
         static = f", {static}" if static else ""
         self.forward = _operator(
             name,
-            f"({tensors}{static}) -> Tensor[]",
-            lambda *args: forward(*self._split(args)),
-            lambda *args: fake(*self._split(args)),
+            f"({tensors}{static}) -> ({', '.join(['Tensor'] * (1 + saved))})",
+            lambda *args: self._outputs(forward(*self._split(args))),
+            lambda *args: self._outputs(fake(*self._split(args))),
         )
         self.backward = _operator(
             f"{name}_backward",
@@ -169,7 +171,10 @@ class _Formula:
         self.backward.register_autograd(self._differentiate_backward, setup_context=self._save_backward)
 
     def __call__(self, *args: Any) -> Any:
-        return self.forward(*args)[0]
+        return self.forward(*args)[0] if self._saved else self.forward(*args)
+
+    def _outputs(self, values: list[Any]) -> Any:
+        return tuple(values) if self._saved else values[0]
 
     def _split(self, args: Any) -> tuple[Any, ...]:
         return list(args[: self._count]), *args[self._count :]
@@ -184,9 +189,9 @@ class _Formula:
 
     def _save(self, ctx: Any, inputs: Any, output: Any) -> None:
         tensors, *ctx.static = self._split(inputs)
-        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_backward(*tensors, *(output[1:] if self._saved else ()))
 
-    def _differentiate(self, ctx: Any, gradients: Any) -> Any:
+    def _differentiate(self, ctx: Any, *gradients: Any) -> Any:
         tensors, saved = ctx.saved_tensors[: self._count], ctx.saved_tensors[self._count :]
         # The saved values are outputs too; a derivative must not reach the tensors through them a second time.
         found = self.backward(gradients[0], *tensors, [value.detach() for value in saved], *ctx.static)
@@ -194,8 +199,7 @@ class _Formula:
 
     def _save_backward(self, ctx: Any, inputs: Any, output: Any) -> None:
         dy, *rest = inputs
-        tensors, saved, *ctx.static = self._split(rest)
-        ctx.saved_count = len(saved)
+        tensors, _, *ctx.static = self._split(rest)
         ctx.save_for_backward(dy, *tensors)
 
     def _differentiate_backward(self, ctx: Any, gradients: Any) -> Any:
@@ -211,7 +215,7 @@ class _Formula:
             return torch.func.vjp(value, *variables)[1](dy)
 
         by_dy, *by_tensors = torch.func.vjp(first, dy, *present)[1](tuple(gradients))
-        return by_dy, *self._spread(tensors, by_tensors), [None] * ctx.saved_count, *(None for _ in ctx.static)
+        return by_dy, *self._spread(tensors, by_tensors), [None] * self._saved, *(None for _ in ctx.static)
 
 
 def _softmax_slope(dy: Any, y: Any, axis: int) -> Any:
@@ -285,7 +289,7 @@ _prelu = _Formula(
     _prelu_formula,
 )
 _maxout = _Formula(
-    "maxout", "Tensor x", "int pieces, int axis", _maxout_forward, _maxout_fake, _maxout_backward, _maxout_formula
+    "maxout", "Tensor x", "int pieces, int axis", _maxout_forward, _maxout_fake, _maxout_backward, _maxout_formula, 1
 )
 _cross_entropy = _Formula(
     "cross_entropy",
@@ -295,6 +299,7 @@ _cross_entropy = _Formula(
     lambda tensors: [tensors[0].new_empty(()), torch.empty_like(tensors[0])],
     lambda dy, tensors, saved: [dy * saved[0]],
     lambda tensors: torch.nn.functional.cross_entropy(*tensors),
+    saved=1,
 )
 
 
@@ -356,7 +361,7 @@ def _normalization(name: str, operator: str = "") -> _Formula:
     saved_count = 0 if constants else 3 if training else 1 if name == "rms_norm" else 2
     tensors = "Tensor x, Tensor? gamma, Tensor? beta" + (", Tensor mean_, Tensor var_" if constants else "")
     static = "float eps, int axis, int? groups, str? activation"
-    return _Formula(operator or name, tensors, static, forward, fake, backward, formula)
+    return _Formula(operator or name, tensors, static, forward, fake, backward, formula, saved_count)
 
 
 _NORMALIZATIONS = {name: _normalization(name) for name in _functions.NORMALIZATIONS}

@@ -1,0 +1,124 @@
+"""The adapter for HIPS autograd, checked by autograd's own gradient checks."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("autograd", reason="autograd is not installed: pip install 'fastnn-kernels[autograd]'")
+
+import autograd.numpy as anp
+from autograd import elementwise_grad, grad
+from autograd.test_util import check_grads
+
+import fastnn as fn
+from fastnn.backends import _functions
+from fastnn.backends import autograd as F
+
+RNG = np.random.default_rng(5)
+# Away from the kinks at 0, 1, 3 and 6, where a numerical derivative is no derivative.
+X = np.array([[-7.3, -2.4, -1.2, -0.3], [0.4, 0.8, 2.2, 7.7], [-0.7, 0.6, 1.7, 4.1]])
+VARIANTS = [(name, ()) for name in _functions.ELEMENTWISE] + [
+    ("gelu", ("tanh",)),
+    ("elu", (0.7,)),
+    ("celu", (1.7,)),
+    ("hardtanh", (-1.5, 0.5)),
+    ("softplus", (2.0,)),
+    ("leaky_relu", (0.2,)),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_activations_pass_check_grads_to_second_order_in_both_modes(name, params):
+    f = getattr(F, name)
+    check_grads(lambda x: f(x, *params), modes=["fwd", "rev"], order=2)(X)
+
+
+@pytest.mark.parametrize("name", _functions.SOFTMAX)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_softmax_passes_check_grads(name, axis):
+    check_grads(lambda x: getattr(F, name)(x, axis), modes=["fwd", "rev"], order=2)(X)
+
+
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_values_and_first_derivatives_are_the_kernels(name, params):
+    dy = RNG.standard_normal(X.shape)
+    y = getattr(fn, name)(X, *params)
+    saved = y if _functions.ELEMENTWISE[name].saved == "y" else X
+    assert np.array_equal(getattr(F, name)(X, *params), y)
+    dx = grad(lambda x: anp.sum(getattr(F, name)(x, *params) * dy))(X)
+    assert np.array_equal(dx, getattr(fn, f"{name}_backward")(dy, saved, *params))
+
+
+def test_parameters_by_name_and_float32():
+    x = X.astype(np.float32)
+    assert F.elu(x, alpha=0.5).dtype == np.float32
+    assert elementwise_grad(lambda x: F.elu(x, alpha=0.5))(x).dtype == np.float32
+    assert "alpha=1.0" in str(__import__("inspect").signature(F.elu))
+
+
+def test_scalars():
+    assert np.isclose(grad(F.tanh)(0.5), 1 - np.tanh(0.5) ** 2)
+
+
+def test_third_derivative_is_refused_rather_than_wrong():
+    third = elementwise_grad(elementwise_grad(elementwise_grad(F.tanh)))
+    with pytest.raises(NotImplementedError):
+        third(X)
+
+
+def test_prelu_maxout_and_cross_entropy():
+    slope, labels = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0, 3, 1])
+    for f, args in (
+        (lambda x, s: F.prelu(x, s), (X, slope)),
+        (lambda x, s: F.prelu(x, s, axis=0), (X, slope[:3])),
+        (lambda x, s: F.prelu(x, s), (X, np.array(0.3))),
+        (lambda x: F.maxout(x), (X,)),
+        (lambda x: F.maxout(x, 3, axis=0), (X,)),
+        (lambda x: F.cross_entropy(x, labels), (X,)),
+    ):
+        check_grads(f, modes=["fwd", "rev"], order=2)(*args)
+    assert np.array_equal(F.maxout(X), fn.maxout(X)[0])
+    loss, dlogits = fn.cross_entropy(X, labels)
+    assert F.cross_entropy(X, labels) == loss
+    assert np.allclose(grad(lambda x: F.cross_entropy(x, labels))(X), dlogits, rtol=1e-15)
+
+
+NORMS = [
+    ("batch_norm", (), {}, (6, 4, 3), 4),
+    ("batch_norm", (), {"axis": -1, "activation": "tanh"}, (5, 3, 4), 4),
+    ("batch_norm", (), {"activation": "silu", "eps": 1e-2}, (7, 4), 4),
+    ("layer_norm", (), {}, (3, 2, 4), 4),
+    ("layer_norm", (), {"axis": 1}, (3, 2, 4), (2, 4)),
+    ("rms_norm", (), {}, (3, 2, 4), 4),
+    ("group_norm", (2,), {}, (3, 4, 5), 4),
+    ("group_norm", (2,), {"axis": -1}, (3, 5, 4), 4),
+    ("instance_norm", (), {}, (2, 4, 5), 4),
+    ("batch_norm_inference", (np.arange(4.0), np.arange(1.0, 5)), {"activation": "sigmoid"}, (6, 4, 3), 4),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options", "shape", "channels"), NORMS)
+def test_normalizations_pass_check_grads(name, args, options, shape, channels):
+    x, gamma, beta = RNG.standard_normal(shape), RNG.standard_normal(channels), RNG.standard_normal(channels)
+    f = getattr(F, name)
+    params = (gamma,) if name == "rms_norm" else (gamma, beta)
+    check_grads(lambda x, *p: f(x, *args, *p, **options), modes=["fwd", "rev"], order=2)(x, *params)
+    if "activation" not in options:
+        check_grads(lambda x: f(x, *args, **options), modes=["fwd", "rev"], order=2)(x)
+    y = getattr(fn, name)(x, *args, *params, **options)
+    assert np.array_equal(f(x, *args, *params, **options), y if isinstance(y, np.ndarray) else y[0])
+
+
+def test_a_network_trains():
+    """Two layers with batch norm learn XOR by autograd's gradients alone."""
+    x = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    labels = np.array([0, 1, 1, 0])
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal((2, 8)), np.ones(8), np.zeros(8), rng.standard_normal((8, 2))]
+
+    def loss(params):
+        w, gamma, beta, v = params
+        return F.cross_entropy(F.gelu(F.batch_norm(anp.dot(x, w), gamma, beta)) @ v, labels)
+
+    for _ in range(300):
+        params = [p - 0.3 * g for p, g in zip(params, grad(loss)(params), strict=True)]
+    assert loss(params) < 0.1

@@ -1,0 +1,146 @@
+"""The adapter for JAX: jit, grad, vmap and their combinations, against JAX's own functions."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="JAX is not installed: pip install 'fastnn-kernels[jax]'")
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+
+import fastnn as fn
+from fastnn.backends import _functions
+from fastnn.backends import jax as F
+
+X = np.array([[-7.3, -2.4, -1.2, -0.3], [0.4, 0.8, 2.2, 7.7], [-0.7, 0.6, 1.7, 4.1]], np.float32)
+VARIANTS = [(name, ()) for name in (*_functions.ELEMENTWISE, *_functions.SOFTMAX)] + [
+    ("gelu", ("tanh",)),
+    ("elu", (0.7,)),
+    ("softplus", (2.0,)),
+    ("softmax", (0,)),
+]
+
+
+@pytest.fixture
+def x64():
+    with (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True):
+        yield
+
+
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_values_are_the_kernels_under_jit_and_vmap(name, params):
+    def f(x):
+        return getattr(F, name)(x, *params)
+
+    y = getattr(fn, name)(X, *params)
+    assert np.array_equal(f(X), y)
+    assert np.array_equal(jax.jit(f)(X), y)
+    if (name, params) != ("softmax", (0,)):
+        assert np.array_equal(jax.vmap(f)(X), y)
+        assert np.array_equal(
+            jax.jit(jax.vmap(f, in_axes=1, out_axes=1))(X[None]), f(X[None].swapaxes(0, 1)).swapaxes(0, 1)
+        )
+
+
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_gradients_are_the_kernels_under_jit(name, params):
+    function = {**_functions.ELEMENTWISE, **_functions.SOFTMAX}[name]
+    dy = np.random.default_rng(1).standard_normal(X.shape).astype(np.float32)
+    saved = getattr(fn, name)(X, *params) if function.saved == "y" else X
+    expected = getattr(fn, f"{name}_backward")(dy, saved, *params)
+    gradient = jax.grad(lambda x: (getattr(F, name)(x, *params) * dy).sum())
+    assert np.array_equal(gradient(X), expected)
+    assert np.array_equal(jax.jit(gradient)(X), expected)
+
+
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_check_grads_to_second_order(name, params, x64):
+    check_grads(lambda x: getattr(F, name)(x, *params), (X.astype(np.float64),), order=2, modes=["rev"])
+
+
+def test_per_example_gradients():
+    """grad inside vmap inside jit, the usual idiom."""
+    per_example = jax.jit(jax.vmap(jax.grad(lambda x: F.mish(F.softmax(x)).sum())))(X)
+    for row, expected in zip(X, per_example, strict=True):
+        assert np.allclose(jax.grad(lambda x: F.mish(F.softmax(x)).sum())(row), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_prelu_maxout_and_cross_entropy(x64):
+    x, labels = X.astype(np.float64), np.array([0, 3, 1])
+    for f, args in (
+        (F.prelu, (x, np.array([0.1, 0.2, 0.3, 0.4]))),
+        (lambda x, s: F.prelu(x, s, axis=0), (x, np.array(0.3))),
+        (F.maxout, (x,)),
+        (lambda x: F.maxout(x, 3, axis=0), (x,)),
+        (lambda x: F.cross_entropy(x, labels), (x,)),
+    ):
+        check_grads(f, args, order=2, modes=["rev"])
+    loss, dlogits = fn.cross_entropy(x, labels)
+    assert float(F.cross_entropy(x, labels)) == loss
+    assert np.array_equal(jax.jit(jax.grad(F.cross_entropy))(x, labels), dlogits)
+
+
+NORMS = [
+    ("batch_norm", {}, (6, 4, 3), (4,)),
+    ("batch_norm", {"axis": -1, "activation": "tanh"}, (5, 3, 4), (4,)),
+    ("layer_norm", {}, (3, 2, 4), (4,)),
+    ("layer_norm", {"axis": 1}, (3, 2, 4), (2, 4)),
+    ("rms_norm", {}, (3, 2, 4), (4,)),
+    ("group_norm", {"groups": 2}, (3, 4, 5), (4,)),
+    ("instance_norm", {}, (2, 4, 5), (4,)),
+    ("batch_norm_inference", {"mean": np.arange(4.0), "var": np.arange(1.0, 5)}, (6, 4, 3), (4,)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "shape", "channels"), NORMS)
+def test_normalizations(name, options, shape, channels, x64):
+    rng = np.random.default_rng(0)
+    x, *params = (rng.standard_normal(shape) for shape in (shape, channels, channels))
+    params = params[:1] if name == "rms_norm" else params
+
+    def f(x, *params):
+        return getattr(F, name)(x, **dict(zip(("gamma", "beta"), params, strict=False)), **options)
+
+    check_grads(f, (x, *params), order=2, modes=["rev"])
+    check_grads(f, (x,), order=1, modes=["rev"])
+    expected = getattr(fn, name)(x, **dict(zip(("gamma", "beta"), params, strict=False)), **options)
+    expected = expected if isinstance(expected, np.ndarray) else expected[0]
+    assert np.array_equal(jax.jit(f)(x, *params), expected)
+    both = jax.vmap(f, in_axes=(0, *(None for _ in params)))(np.stack([x, 2 * x]), *params)
+    assert np.array_equal(both[0], expected)
+
+
+def test_statistics_keep_64_bits_when_jax_has_32():
+    """The gradient of a batch whose mean is 1e4 deviations: statistics rounded to float32 would lose it."""
+    x = (np.random.default_rng(0).standard_normal((256, 3)) + 1e4).astype(np.float32)
+    dy = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    y, mean, invstd = fn.batch_norm(x)
+    expected = fn.batch_norm_backward(dy, x, mean, invstd)[0]
+    assert np.array_equal(jax.jit(F.batch_norm)(x), y)
+    assert np.array_equal(jax.jit(jax.grad(lambda x: (F.batch_norm(x) * dy).sum()))(x), expected)
+
+
+def test_large_arrays_do_not_deadlock():
+    x = np.ones((512, 4096), np.float32)
+    assert np.array_equal(jax.jit(lambda x: F.relu(F.relu(x) - 2))(x), np.zeros_like(x))
+
+
+def test_dtypes_and_errors():
+    assert F.sigmoid(jnp.arange(3)).dtype == jnp.float32
+    assert F.relu(jnp.ones(3, jnp.float16)).dtype == jnp.float16
+    assert F.tanh(0.5).shape == ()
+    with pytest.raises(TypeError, match="bfloat16"):
+        F.gelu(jnp.ones(3, jnp.bfloat16))
+    with pytest.raises(TypeError, match="complex64"):
+        F.gelu(jnp.ones(3, jnp.complex64))
+    with pytest.raises(ValueError, match="beta"):
+        jax.jit(lambda x: F.softplus(x, beta=-1.0))(X)
+    with pytest.raises(ValueError, match="approximate"):
+        F.gelu(X, "erf")
+    with pytest.raises(np.exceptions.AxisError):
+        F.softmax(X, axis=2)
+    with pytest.raises(np.exceptions.AxisError):
+        F.batch_norm(X, axis=2)
+    with pytest.raises(TypeError):
+        jax.jit(lambda x, alpha: F.elu(x, alpha))(X, 1.0)
