@@ -339,8 +339,8 @@ def _normalization(name: str, operator: str = "") -> _Formula:
 
     def forward(tensors: Any, *static: Any) -> list[Any]:
         y = torch.empty_like(tensors[0])
-        arrays = [*map(_array, tensors)]
-        result = (norm(static).forward_with_variance if training else norm(static).forward)(*arrays, out=y.numpy())
+        run: Any = norm(static).forward_with_variance if training else norm(static).forward
+        result = run(*map(_array, tensors), out=y.numpy())
         return [y] if constants else [y, *(torch.from_numpy(np.asarray(stat)) for stat in result[1:])]
 
     def fake(tensors: Any, *static: Any) -> list[Any]:
