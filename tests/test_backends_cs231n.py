@@ -32,7 +32,8 @@ def close(got, expected, tolerance):
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        assert np.max(np.abs(a - b) / np.maximum(1e-8, np.abs(a) + np.abs(b))) < tolerance
+        # the floor is for gradients that are zero but for rounding, such as of a bias in front of batch norm
+        assert np.max(np.abs(a - b) / np.maximum(1e-6, np.abs(a) + np.abs(b))) < tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-8), (np.float32, 2e-3)])
