@@ -10,15 +10,18 @@
     train(network, data.x, data.labels, epochs=5, lr=0.1, rng=0)
     print(network.accuracy(data.test_x, data.test_labels))
 
-scikit-learn brings the digits; the experiments also need matplotlib and rich: ``pip install "fastnn-kernels[lecture]"``.
+scikit-learn brings the digits, the experiments also need matplotlib and rich:
+``pip install "fastnn-kernels[lecture]"``.
 """
 
+from fastnn.lecture.backend import BACKENDS
 from fastnn.lecture.data import Data, cifar10, digits
 from fastnn.lecture.errors import LectureError
 from fastnn.lecture.layers import Activation, BatchNorm, Dense, Layer
 from fastnn.lecture.network import SGD, History, Network, train
 
 __all__ = [
+    "BACKENDS",
     "SGD",
     "Activation",
     "BatchNorm",

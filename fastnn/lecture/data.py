@@ -36,14 +36,14 @@ class Data:
     def classes(self) -> int:
         return int(max(self.labels.max(), self.test_labels.max())) + 1
 
-    def standardized(self, backend: Any) -> tuple[np.ndarray, np.ndarray]:
+    def standardized(self) -> tuple[np.ndarray, np.ndarray]:
         """Training and test images with the training images' mean image taken off, over one common deviation.
 
         One deviation for all pixels, because some pixels of the digits hardly ever change.
         """
         mean = self.x.mean(axis=0, dtype=np.float64)
         scale = float((self.x - mean).std())
-        return tuple(((part - mean) / scale).astype(np.float32) for part in (self.x, self.test_x))  # type: ignore[return-value]
+        return ((self.x - mean) / scale).astype(np.float32), ((self.test_x - mean) / scale).astype(np.float32)
 
 
 def digits(seed: int = 0, limit: int | None = None) -> Data:
@@ -108,7 +108,7 @@ def _as_rows(pixels: np.ndarray) -> np.ndarray:
 
 
 def cifar10(directory: str | Path, seed: int = 0, limit: int = 4000) -> Data:
-    """CIFAR-10 from the folder ``cifar-10-batches-py``; ``limit`` training and a quarter as many test images, at random."""
+    """CIFAR-10 from its folder of batches: ``limit`` training and a quarter as many test images, drawn at random."""
     folder = Path(directory).expanduser()
     if (folder / "cifar-10-batches-py").is_dir():
         folder = folder / "cifar-10-batches-py"

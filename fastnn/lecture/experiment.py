@@ -20,7 +20,9 @@ class Progress(Protocol):
 
     def start(self, total: int) -> None: ...
 
-    def advance(self, what: str = "") -> None: ...
+    def working_on(self, what: str) -> None: ...
+
+    def advance(self) -> None: ...
 
 
 class Silent:
@@ -29,7 +31,10 @@ class Silent:
     def start(self, total: int) -> None:
         """Nothing to draw."""
 
-    def advance(self, what: str = "") -> None:
+    def working_on(self, what: str) -> None:
+        """Nothing to draw."""
+
+    def advance(self) -> None:
         """Nothing to draw."""
 
 
@@ -45,7 +50,7 @@ class Context:
     activations: tuple[str, ...] = ("sigmoid", "tanh", "relu", "leaky_relu")
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A fresh generator that depends on the seed and on what it is for, so that experiments do not disturb each other."""
+        """A fresh generator from the seed and what it is for, so that experiments do not disturb each other."""
         return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
 
     def pick(self, full: T, quick: T) -> T:
@@ -57,8 +62,9 @@ class Context:
         known = list(items)
         self.progress.start(len(known))
         for item in known:
-            self.progress.advance(describe(item))
+            self.progress.working_on(describe(item))
             yield item
+            self.progress.advance()
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,10 @@ class Result:
         return all(check.held for check in self.checks)
 
     @property
+    def held_checks(self) -> int:
+        return sum(check.held for check in self.checks)
+
+    @property
     def verdict(self) -> str:
         """``Held`` or ``Did not hold``, with the checks that decided it."""
         failed = [check for check in self.checks if not check.held]
@@ -126,6 +136,11 @@ def short(value: float, digits: int = 2) -> str:
         return f"{value:.{digits + 1}g}" if abs(value) < 10**digits else f"{value:.0f}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def outcome(loss: float, accuracy: float) -> str:
+    """The accuracy that training reached, or that it diverged."""
+    return percent(accuracy) if np.isfinite(loss) else "diverged"
 
 
 def percent(share: float) -> str:

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 
 INK, MUTED, GRID, PAPER = "#1f2933", "#6b7683", "#e4e7eb", "#ffffff"
@@ -63,37 +64,30 @@ STYLE: dict[str, Any] = {
 def panels(
     rows: int = 1, columns: int = 1, *, width: float = 5.0, height: float = 3.6, **options: Any
 ) -> tuple[Any, Any]:
-    """A figure in the house style and its axes. 5 inches wide is what a phone shows at a legible size."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(rows, columns, figsize=(width, height), **options)
+    """A figure and its axes. 5 inches wide is what a phone shows at a legible size."""
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def house_style() -> Any:
+    """A context in which figures look like the report's; afterwards matplotlib's settings are as before."""
+    return plt.rc_context(STYLE)
 
 
 def png(figure: Any, dpi: int = 170) -> bytes:
     """The drawing as PNG; the figure is closed."""
     buffer = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
 
 
-def label_bars(axes: Any, bars: Any, texts: list[str]) -> None:
-    """Write a value at the end of each horizontal bar."""
-    for bar, text in zip(bars, texts, strict=True):
-        axes.annotate(
-            text,
-            (bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+def legend_below(axes: Any, columns: int = 2, **options: Any) -> None:
+    """The legend under the axes, where it hides nothing."""
+    axes.legend(ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17), **options)
 
 
 def smooth(values: Any, window: int) -> Any:
     """Running mean, for loss curves that would otherwise be a band of noise."""
-    import numpy as np
-
     values = np.asarray(values, dtype=np.float64)
     window = max(1, min(window, len(values)))
     total = np.cumsum(np.concatenate([[0.0], values]))

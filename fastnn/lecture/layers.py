@@ -57,7 +57,7 @@ class Dense:
 
 
 class Activation:
-    """An elementwise activation of the backend by name, such as ``Activation(fastnn, "leaky_relu", negative_slope=0.1)``."""
+    """An elementwise activation of the backend by name: ``Activation(fastnn, "leaky_relu", negative_slope=0.1)``."""
 
     def __init__(self, backend: ModuleType, name: str, **params: Any) -> None:
         if name not in BY_NAME or BY_NAME[name].public:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,7 @@ class Network:
         make = init or (lambda shape, rng: backend.init.he_normal(shape, rng=rng))
         layers: list[Layer] = []
         last = len(sizes) - 2
-        for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             W = np.ascontiguousarray(make((fan_in, fan_out), rng), dtype=dtype)
             layers.append(Dense(W, np.full(fan_out, 0.0 if i == last else bias, dtype=dtype)))
             if i < last:
