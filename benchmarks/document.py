@@ -196,8 +196,7 @@ def layouts(rows: list[Row]) -> str:
 
 def fresh(rows: list[Row]) -> str:
     """The largest arrays with a fresh result: page faults included."""
-    members = [row for row in rows if row.output == "fresh" and row.elements == 64 << 20 and row.op in SHOWN]
-    members = [row for row in members if "fastnn" in row.times]
+    members = [row for row in rows if row.output == "fresh" and row.elements == 64 << 20 and "fastnn" in row.times]
     body = [
         [
             f"{row.op} {row.direction}",
@@ -337,8 +336,6 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def performance(paths: list[Path]) -> None:
     rows, about = report.load_json(paths)
-    order = {name: position for position, name in enumerate(BY_NAME)}
-    rows.sort(key=lambda row: (order[row.op], row.direction == "backward", row.elements, row.threads))
     page, readme = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md"
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     machine = f"{about['machine']['cpu']}, {about['machine']['system']}; {versions}; {about['created']}."

@@ -435,8 +435,7 @@ class Expectation:
                 return f"result {position} has shape {got.shape}, expected {want.shape}"
             if want.size == 0:
                 continue
-            loose = 100.0 if self._flips and position else 1.0  # sums over elements of which one may have flipped
-            limit = loose * self.tolerance * max(1.0, float(np.abs(want).max()))
+            limit = self.tolerance * max(1.0, float(np.abs(want).max()))
             difference = np.abs(got.astype(np.float64) - want)
             worst = float(difference.max())
             # an element within rounding of a fused activation's kink may fall on either side of it
