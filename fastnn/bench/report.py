@@ -289,7 +289,7 @@ class _Axes:
             grid.append(f"<path d='M{x:.1f} 10V{self.height - 24}' stroke='#8882'/>")
             grid.append(f"<text x='{x:.1f}' y='{self.height - 10}' text-anchor='middle'>1e{exponent}</text>")
         labels = f"<text x='{self.width - 10}' y='{self.height}' text-anchor='end'>{x_label}</text>"
-        labels += f"<text x='4' y='9'>{y_label}</text>"
+        labels += f"<text x='50' y='9'>{y_label}</text>"
         box = f"width='{self.width}' height='{self.height + 4}' viewBox='0 0 {self.width} {self.height + 4}'"
         return f"<svg {box}>{''.join(grid)}{''.join(self.parts)}{labels}</svg>"
 

@@ -20,7 +20,7 @@ from fastnn.bench.peers import PEERS, Peer
 
 Sampler = Callable[[int], float]
 COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
-SMALL, HUGE = 1000, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
+SMALL, HUGE = 16 << 10, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
 
@@ -142,8 +142,8 @@ class Runner:
         self._module = module or fastnn
         self._data = DataCache()
         self._most = fastnn.runtime.num_threads()
-        self.versions: dict[str, str] = {"fastnn": getattr(module, "__version__", "")}
-        self._hopeless: dict[tuple[str, str, str, str, int], set[str]] = {}
+        self.versions: dict[str, str] = {"fastnn": getattr(self._module, "__version__", "")}
+        self._hopeless: dict[tuple[str, str, str, int], set[str]] = {}
         self.missing: dict[str, str] = {}
         self.peers: list[Peer] = []
         for name in peers:
@@ -188,7 +188,8 @@ class Runner:
         reset = self._reset(case, data)
         samplers: dict[str, Sampler] = {}
         calls: list[Call] = []  # keeps what the timing loops use alive
-        hopeless = self._hopeless.setdefault((case.op.name, case.direction, case.dtype, case.output, threads), set())
+        race = (case.op.name, case.direction, case.dtype, threads)
+        hopeless = self._hopeless.get(race, set())
         for name, prepare in self._contestants(case, data):
             if case.elements > HUGE and name in hopeless:
                 continue
@@ -216,7 +217,8 @@ class Runner:
             samplers[COPY] = sampler(copy)
         row.times = interleave(samplers, budget, rounds, reset)
         if "fastnn" in row.times and case.elements >= SMALL:
-            hopeless |= {name for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
+            slow = {name for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
+            self._hopeless[race] = slow | (hopeless - set(row.peers))
         return row
 
     def _contestants(self, case: Case, data: Arrays) -> list[tuple[str, Callable[[], Call | None]]]:
