@@ -129,7 +129,7 @@ cdef void affine_cell(const Grid* grid, Py_ssize_t place, Py_ssize_t rows, Py_ss
         grid.level.affine[grid.dtype](grid.x + place, rows, grid.columns, columns, vectors, grid.columns, grid.y + place)
         return
     for row in range(rows):
-        grid.level.affine[grid.dtype](grid.x + place, 1, 0, columns, vectors, grid.columns, staging.bytes)
+        grid.level.affine[grid.dtype](grid.x + place, 1, grid.columns, columns, vectors, grid.columns, staging.bytes)
         memcpy(grid.y + place, staging.bytes, columns * grid.itemsize)
         place += pitch
 

@@ -7,9 +7,18 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastnn.diagnostics import *  # noqa: F403
-from fastnn.diagnostics import ActivationStats, Array, Bounds, summarized
+from fastnn.diagnostics import (
+    ActivationStats,
+    Array,
+    Bounds,
+    summarized,
+)
+from fastnn.diagnostics import GradientStats as GradientStats
 from fastnn.diagnostics import __all__ as __all__
+from fastnn.diagnostics import dead_units as dead_units
+from fastnn.diagnostics import gradient_check as gradient_check
+from fastnn.diagnostics import gradient_flow as gradient_flow
+from fastnn.diagnostics import saturation as saturation
 from fastnn.reference.preprocessing import Passes, Vector
 
 
