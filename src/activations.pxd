@@ -4,7 +4,7 @@
 # untyped one would compute in double. Arguments and results of `exp_parts` are explained in elementary_f32.h.
 
 from elementary cimport (
-    gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
+    expm1_parts, gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
     real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
     quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod, two_sum, upper_of, tanh as elementary_tanh,
 )
@@ -31,7 +31,7 @@ cdef inline real sigmoid(real x) noexcept nogil:
         return logistic_f64(x)
 
 cdef inline real sigmoid_backward(real dy, real y) noexcept nogil:
-    return dy * remainder(y, y, y)
+    return dy * (y * (<real> 1 - y))
 
 cdef inline real tanh(real x) noexcept nogil:
     return elementary_tanh(x)
@@ -48,7 +48,7 @@ cdef inline real relu_backward(real dy, real saved) noexcept nogil:
 
 # x where x > 0, else negative_slope * x; a slope of 0 makes it relu, at -inf too.
 cdef inline real leaky_relu(real x, real negative_slope) noexcept nogil:
-    return select(x > <real> 0, x, select(negative_slope == <real> 0, lower_of(x, <real> 0) - x, x * negative_slope))
+    return select(x > <real> 0, x, select(negative_slope == <real> 0, upper_of(x, <real> 0), x * negative_slope))
 
 cdef inline real leaky_relu_backward(real dy, real x, real negative_slope) noexcept nogil:
     return select(x > <real> 0, dy, selected(dy, x, negative_slope))
@@ -102,10 +102,10 @@ cdef inline real elu_backward(real dy, real x, real alpha) noexcept nogil:
     hi = exp_parts(lower_of(x, <real> 0), &lo, &k)
     return dy * select(x > <real> 0, <real> 1, scale(alpha * (hi + lo), k))
 
-# x / alpha and its rounding error
+# x / alpha and its rounding error, which is NaN at infinity and counts only where e^(x / alpha) is neither 0 nor inf
 cdef inline real ratio(real x, real alpha, real* lo) noexcept nogil:
     cdef real q = x / alpha
-    lo[0] = remainder(q, alpha, x) / alpha
+    lo[0] = select(absolute(q) < <real> 2000, remainder(q, alpha, x) / alpha, <real> 0)
     return q
 
 # x where x > 0, else alpha * (e^(x / alpha) - 1). A negative alpha makes x / alpha grow, and the exponential with it.
@@ -126,7 +126,8 @@ cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
 
 # scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805
 cdef inline real selu(real x) noexcept nogil:
-    return select(x > <real> 0, x * <real> 1.0507009873554805, expm1(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
+    cdef real lo, hi = expm1_parts(upper_of(lower_of(x, <real> 0), <real> -60), &lo)
+    return select(x >= <real> 0, x * <real> 1.0507009873554805, fma(hi, <real> 1.7580993408473768, lo * <real> 1.7580993408473768))
 
 cdef inline real selu_backward(real dy, real x) noexcept nogil:
     return dy * select(x > <real> 0, <real> 1.0507009873554805, exp(lower_of(x, <real> 0)) * <real> 1.7580993408473768)

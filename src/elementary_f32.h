@@ -61,7 +61,7 @@ FN float remainder_f32(float q, float d, float n)
     return FN_FMAF(-q, d, n);
 #else
     float lo, product = two_prod_f32(q, d, &lo);
-    return (n - product) - lo;
+    return (n - product) - select_f32(lo == lo, lo, 0.0f); /* lo is NaN where the product is infinite */
 #endif
 }
 

@@ -56,7 +56,7 @@ FN double remainder_f64(double q, double d, double n)
     return FN_FMA(-q, d, n);
 #else
     double lo, product = two_prod_f64(q, d, &lo);
-    return (n - product) - lo;
+    return (n - product) - select_f64(lo == lo, lo, 0.0); /* lo is NaN where the product is infinite */
 #endif
 }
 
