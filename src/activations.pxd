@@ -148,7 +148,7 @@ cdef inline real gelu(real x) noexcept nogil:
         t = normal_tail(a, &t_lo)
         hi = gauss_parts(a, &lo, &k)
         q = scale(a * (t * hi + (t * lo + t_lo * hi)), k)
-        return select(x > <real> 0, x - q, -q)
+        return select(x >= <real> 0, x - q, -q)
 
 # gelu'(x) = 1 - gelu'(-x)
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:

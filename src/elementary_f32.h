@@ -188,7 +188,7 @@ FN float sigmoid_f32(float x)
 /* x / (1 + e^-x); above 32 it is x */
 FN float silu_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, 0.0f);
+    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, -0.0f);
     return FN_FMAF(logistic_quotient_f32(inside, inside), F32_LOGISTIC_SCALE, excess);
 }
 

@@ -214,7 +214,7 @@ FN double scaled_product_f64(double factor, double q, double q_lo, double sign, 
 {
     double lo, p = two_prod_f64(factor, q, &lo);
     lo = FN_FMA(factor, q_lo, lo);
-    p += select_f64(lo == lo, lo, 0.0); /* the low part of an infinite factor's product is NaN */
+    p = select_f64(abs_f64(lo) > 0.0, p + lo, p); /* it is NaN beside an infinite product; to -0 nothing is added */
     return p * select_f64(sign < 0.0, scale, 1.0) * select_f64(sign < 0.0, 0x1p-64, 1.0);
 }
 
@@ -506,7 +506,7 @@ FN double gelu_f64(double x)
     p_lo += FN_FMA(t, lo, t_lo * hi);
     t = two_prod_f64(a, p, &lo);
     t = scale_f64(t + FN_FMA(a, p_lo, lo), k);
-    return select_f64(x > 0.0, x - t, -t);
+    return select_f64(x >= 0.0, x - t, -t);
 }
 
 /* Phi(x) + x phi(x) */
