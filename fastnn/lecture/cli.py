@@ -202,19 +202,22 @@ class _Bar:
 
 
 def _print(console: Console, result: Result, several: bool) -> None:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     console.rule(f"[bold]{escape(result.title)}[/bold]" + (f" on {result.backend}" if several else ""), align="left")
     console.print(Text(result.claim, style="italic"))
+    layout: dict[str, Any] = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     for shown in result.tables:
-        table = Table(title=shown.title, title_justify="left", title_style="bold", caption=shown.note or None)
+        table = Table(title=shown.title, title_justify="left", title_style="bold", box=box.SIMPLE, **layout)
         for i, column in enumerate(shown.columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in shown.rows:
             table.add_row(*map(escape, row))
         console.print(table)
+        console.print(Text(shown.note + "\n" if shown.note else "", style="dim"))
     for check in result.checks:
         mark = "[green]✓[/green]" if check.held else "[red]✗[/red]"
         console.print(f"{mark} {escape(check.expected)}: [bold]{escape(check.measured)}[/bold]")
