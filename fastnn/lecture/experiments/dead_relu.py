@@ -109,8 +109,8 @@ def run(context: Context) -> Result:
         (
             f"Two hidden layers of {WIDTH} units on {context.data.name}, {_epochs(context)} epochs of SGD with "
             "momentum 0.9. The revival: one hidden layer whose biases are so low that no training example activates "
-            f"any unit, trained at {_revival_rate(context):.2g}. In deeper layers a dead ReLU can also come back when the "
-            "layer below it moves.",
+            f"any unit, trained at {_revival_rate(context):.2g}. In deeper layers a dead ReLU can also come back, "
+            "when the layer below it moves.",
         ),
     )
 
