@@ -14,6 +14,14 @@ NumPy in `fastnn.reference`. The whole interface:
 Imported on demand: `fastnn.reference`, `fastnn.backends`, `fastnn.lecture`, `fastnn.bench`.
 """
 
+try:
+    from fastnn import _core as _core
+except ImportError as error:
+    raise ImportError(
+        f"the compiled part of fastnn is missing or broken in {__path__[0]} ({error}); in a source checkout build it "
+        'with "pip install -e .", or start Python in another directory to use an installed fastnn'
+    ) from error
+
 from fastnn import activations, diagnostics, init, normalization, preprocessing, runtime
 from fastnn.activations import *  # noqa: F403
 from fastnn.normalization import *  # noqa: F403
