@@ -232,7 +232,7 @@ class _Estimator:
     @property
     def n_features_in_(self) -> int:
         """Number of features D."""
-        return len(self._seen().mean)
+        return self._seen()._state.shape[1]
 
     @property
     def mean_(self) -> Vector:
@@ -320,19 +320,20 @@ class Standardizer(_Estimator):
         """Return ``(x - mean_) / scale_`` for `x` (N, D), in x's dtype; float64 for integers."""
         moments = self._seen()
         samples = _matrix(x, "x", self.n_features_in_)
-        one = np.ones(self.n_features_in_)
-        shift, low = moments._state[:2] if self.with_mean else (0 * one, 0 * one)
-        factor = one / _scale(moments.var) if self.with_std else one
-        return _affine(samples, (0,), np.stack([shift, low, factor, 0 * one]), out, moments.passes)
+        mean, low, _, _ = moments._state
+        vectors = _vectors(mean, low, 1 / _scale(moments.var) if self.with_std else 1.0, 0.0)
+        if not self.with_mean:
+            vectors[:2] = 0
+        return _affine(samples, (0,), vectors, out, moments.passes)
 
     def inverse_transform(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Return ``x * scale_ + mean_``: undo `transform`."""
         moments = self._seen()
         samples = _matrix(x, "x", self.n_features_in_)
-        zero = np.zeros(self.n_features_in_)
-        factor = _scale(moments.var) if self.with_std else zero + 1
-        offset = moments._state[0] if self.with_mean else zero
-        return _affine(samples, (0,), np.stack([zero, zero, factor, offset]), out, moments.passes)
+        mean = moments._state[0]
+        factor = _scale(moments.var) if self.with_std else 1.0
+        vectors = _vectors(np.zeros_like(mean), 0.0, factor, mean if self.with_mean else 0.0)
+        return _affine(samples, (0,), vectors, out, moments.passes)
 
     @staticmethod
     def _updated(moments: Moments, x: ArrayLike) -> Moments:
@@ -619,9 +620,17 @@ def center_and_scale(
     if array.size == 0:
         return np.empty(array.shape, _result_dtype(array)) if out is None else out
     state = _moments(array, axes, passes)
-    one = np.ones(state.shape[1:])
-    factor = one / _scale(state[2] / (array.size // one.size)) if scale else one
-    return _affine(array, axes, np.stack([state[0], state[1], factor, 0 * one]), out, passes)
+    vectors = _vectors(state[0], state[1], 1.0, 0.0)
+    if scale:
+        vectors[2] /= _scale(state[2] / (array.size // state[2].size))
+    return _affine(array, axes, vectors, out, passes)
+
+
+def _vectors(shift: Vector, low: Vector | float, factor: Vector | float, offset: Vector | float) -> Vector:
+    """Return what `Passes.affine` takes."""
+    vectors = np.empty((4, *shift.shape))
+    vectors[0], vectors[1], vectors[2], vectors[3] = shift, low, factor, offset
+    return vectors
 
 
 def _axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
@@ -638,10 +647,15 @@ def _axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
 def _moments(x: Array, axes: tuple[int, ...], passes: type[Passes]) -> Vector:
     """Return the state of `x` over `axes`, of shape (4, *other axes); raise where a value or a sum is not finite."""
     kept = [axis for axis in range(x.ndim) if axis not in axes]
-    kept_shape = tuple(x.shape[axis] for axis in kept)
-    state = np.zeros((4, *kept_shape))
+    if _fits((x,), axes):
+        found = passes.moments(_flattened(x, len(axes)))
+        state = found.reshape(4, *x.shape[len(axes) :])
+        if not np.isfinite(found).all():
+            _refuse(x, axes, kept, state)
+        return state
+    state = np.zeros((4, *(x.shape[axis] for axis in kept)))
     counts: dict[tuple[tuple[int, int], ...], int] = {}
-    for tile in _tiles(axes, x):
+    for tile in _tiles(x):
         part = _as_rows(x[tile], axes)
         where = (slice(None), *(tile[axis] for axis in kept))
         found = passes.moments(part)
@@ -651,13 +665,13 @@ def _moments(x: Array, axes: tuple[int, ...], passes: type[Passes]) -> Vector:
         counts[key] = seen + len(part)
         state[where] = found.reshape(state[where].shape)
         if not np.isfinite(found).all():
-            column = np.argwhere(~np.isfinite(state).all(axis=0))[0]
-            _refuse(x, axes, kept, tuple(int(index) for index in column))
+            _refuse(x, axes, kept, state)
     return state
 
 
-def _refuse(x: Array, axes: tuple[int, ...], kept: list[int], column: tuple[int, ...]) -> None:
-    """Say why the statistics of this column are not finite."""
+def _refuse(x: Array, axes: tuple[int, ...], kept: list[int], state: Vector) -> None:
+    """Say why the state is not finite."""
+    column = tuple(int(index) for index in np.argwhere(~np.isfinite(state).all(axis=0))[0])
     index: list[Any] = [slice(None)] * x.ndim
     for axis, number in zip(kept, column, strict=True):
         index[axis] = number
@@ -682,7 +696,10 @@ def _affine(x: Array, axes: tuple[int, ...], vectors: Vector, out: Array | None,
     overlapping = out is not None and np.may_share_memory(x, out) and not _same_memory(x, out)
     result = np.empty(x.shape, dtype) if out is None or overlapping else out
     kept = [axis for axis in range(x.ndim) if axis not in axes]
-    for tile in _tiles(axes, x, result):
+    if _fits((x, result), axes):
+        passes.affine(_flattened(x, len(axes)), vectors.reshape(4, -1), _flattened(result, len(axes)))
+        return _delivered(result, out, overlapping)
+    for tile in _tiles(x):
         rows = _as_rows(x[tile], axes)
         target = _as_rows(result[tile], axes)
         direct = np.may_share_memory(target, result) and target.dtype == rows.dtype
@@ -693,6 +710,10 @@ def _affine(x: Array, axes: tuple[int, ...], vectors: Vector, out: Array | None,
             moved = np.moveaxis(result[(*tile, Ellipsis)], axes, range(len(axes)))
             with np.errstate(over="ignore"):
                 moved[...] = staged.reshape(moved.shape)
+    return _delivered(result, out, overlapping)
+
+
+def _delivered(result: Array, out: Array | None, overlapping: bool) -> Array:
     if out is None:
         return result
     if overlapping:
@@ -709,31 +730,35 @@ def _same_memory(x: Array, out: Array) -> bool:
     )
 
 
+def _fits(arrays: tuple[Array, ...], axes: tuple[int, ...]) -> bool:
+    """Whether the kernels take the arrays as they are."""
+    return axes == tuple(range(len(axes))) and all(
+        a.flags.c_contiguous and a.flags.aligned and a.dtype.isnative and a.dtype.char in "fd" for a in arrays
+    )
+
+
 def _as_rows(tile: Array, axes: tuple[int, ...]) -> Array:
     """Return a tile as the kernels take it: (N, D), contiguous, native float32 or float64. A view where it is that."""
-    moved = np.moveaxis(tile, axes, range(len(axes)))
-    rows = moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    rows = _flattened(np.moveaxis(tile, axes, range(len(axes))), len(axes))
     dtype = np.float32 if tile.dtype.kind == "f" and tile.dtype.itemsize == 4 else np.float64
     return np.require(rows, dtype, ["C", "A"])
 
 
-def _tiles(axes: tuple[int, ...], *arrays: Array) -> Iterator[Index]:
-    """Yield the parts of an array that are handed to the kernels: the whole if they can take it as it is."""
-    x = arrays[0]
+def _flattened(x: Array, leading: int) -> Array:
+    """Return `x` as a matrix whose rows are the first so many axes."""
+    return x.reshape(math.prod(x.shape[:leading]), math.prod(x.shape[leading:]))
+
+
+def _tiles(x: Array) -> Iterator[Index]:
+    """Yield the parts of an array that are brought to the kernels one after the other."""
     steps = list(x.shape)
-    if axes != tuple(range(len(axes))) or not all(_native(array) for array in arrays):
-        # Cut the axis with the longest stride first, so that what is read together lies together.
-        for axis in sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])):
-            others = math.prod(step for other, step in enumerate(steps) if other != axis)
-            steps[axis] = max(min(x.shape[axis], _TILE // max(others, 1)), 1)
-    counts = [-(-size // step) if step else 0 for size, step in zip(x.shape, steps, strict=True)]
+    # Cut the axis with the longest stride first, so that what is read together lies together.
+    for axis in sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])):
+        others = math.prod(step for other, step in enumerate(steps) if other != axis)
+        steps[axis] = max(min(x.shape[axis], _TILE // max(others, 1)), 1)
+    counts = [-(-size // step) for size, step in zip(x.shape, steps, strict=True)]
     for corner in np.ndindex(*counts):
         yield tuple(
             slice(number * step, min((number + 1) * step, size))
             for number, step, size in zip(corner, steps, x.shape, strict=True)
         )
-
-
-def _native(array: Array) -> bool:
-    """Whether the kernels take the array as it is. A byte-swapped dtype is not equal to the native one."""
-    return array.flags.c_contiguous and array.flags.aligned and array.dtype in (np.float32, np.float64)
