@@ -5,8 +5,8 @@
 It is the oracle of the tests, the documentation of every formula, and a backend that needs nothing compiled.
 """
 
-from fastnn.reference import activations, normalization
+from fastnn.reference import activations, diagnostics, init, normalization, preprocessing
 from fastnn.reference.activations import *  # noqa: F403
 from fastnn.reference.normalization import *  # noqa: F403
 
-__all__ = [*activations.__all__, *normalization.__all__]
+__all__ = ["diagnostics", "init", "preprocessing", *activations.__all__, *normalization.__all__]
