@@ -173,7 +173,9 @@ FN float logistic_quotient_f32(float n, float x)
     float d = FN_FMAF(power, p, power + F32_LOGISTIC_SCALE);
     float d_lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
     float q = n / d;
-    return FN_FMAF(FN_FMAF(-q, d_lo, remainder_f32(q, d, n)), rough_inverse_f32(d), q);
+    /* where sigmoid is so subnormal that neighbours share a value, the quotient is monotone, with a correction it is not */
+    float inverse = select_f32(x < -91.0f, 0.0f, rough_inverse_f32(d));
+    return FN_FMAF(FN_FMAF(-q, d_lo, remainder_f32(q, d, n)), inverse, q);
 }
 
 FN_BOUND(float, fn_sigmoid_low_f32, -105.0f);
