@@ -6,6 +6,7 @@
 from elementary cimport (
     expm1_parts, gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
     real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
+    abs_f64, exp_argument_wide, exp_wide, expm1_wide, log1p_wide, within_wide,
     quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod, two_sum, upper_of, tanh as elementary_tanh,
 )
 
@@ -99,8 +100,11 @@ cdef inline real elu(real x, real alpha) noexcept nogil:
 
 cdef inline real elu_backward(real dy, real x, real alpha) noexcept nogil:
     cdef real hi, lo, k
-    hi = exp_parts(lower_of(x, <real> 0), &lo, &k)
-    return dy * select(x > <real> 0, <real> 1, scale(alpha * (hi + lo), k))
+    if real is double:
+        hi = exp_parts(lower_of(x, <real> 0), &lo, &k)
+        return dy * select(x > <real> 0, <real> 1, scale(alpha * (hi + lo), k))
+    else:
+        return select(x > <real> 0, dy, <float> (dy * (alpha * exp_wide(within_wide(x)))))
 
 # x / alpha and its rounding error, which is NaN at infinity and counts only where e^(x / alpha) is neither 0 nor inf
 cdef inline real ratio(real x, real alpha, real* lo) noexcept nogil:
@@ -111,18 +115,24 @@ cdef inline real ratio(real x, real alpha, real* lo) noexcept nogil:
 # x where x > 0, else alpha * (e^(x / alpha) - 1). A negative alpha makes x / alpha grow, and the exponential with it.
 cdef inline real celu(real x, real alpha) noexcept nogil:
     cdef real q, q_lo, hi, lo, k, small, large
-    q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
-    small = expm1(lower_of(q, <real> 44))
-    small = alpha * (small + select(q < <real> 44, (small + <real> 1) * q_lo, <real> 0))
-    hi = exp_parts2(q, q_lo, &lo, &k)
-    large = scale(alpha * (hi + lo), k)
-    return select(x > <real> 0, x, select(absolute(q) < <real> 2**-60, x, select(q < <real> 44, small, large)))
+    if real is double:
+        q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
+        small = expm1(lower_of(q, <real> 44))
+        small = alpha * (small + select(absolute(q) < <real> 44, (small + <real> 1) * q_lo, <real> 0))
+        hi = exp_parts2(q, q_lo, &lo, &k)
+        large = scale(alpha * (hi + lo), k)
+        return select(x > <real> 0, x, select(absolute(q) < <real> 2**-60, x, select(q < <real> 44, small, large)))
+    else:
+        return select(x > <real> 0, x, <float> (alpha * expm1_wide(exp_argument_wide(<double> x / alpha))))
 
 cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
     cdef real q, q_lo, hi, lo, k
-    q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
-    hi = exp_parts2(q, q_lo, &lo, &k)
-    return select(x >= <real> 0, dy, dy * scale(hi + lo, k))
+    if real is double:
+        q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
+        hi = exp_parts2(q, q_lo, &lo, &k)
+        return select(x >= <real> 0, dy, dy * scale(hi + lo, k))
+    else:
+        return select(x >= <real> 0, dy, <float> (dy * exp_wide(exp_argument_wide(<double> x / alpha))))
 
 # scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805
 cdef inline real selu(real x) noexcept nogil:
@@ -130,7 +140,10 @@ cdef inline real selu(real x) noexcept nogil:
     return select(x >= <real> 0, x * <real> 1.0507009873554805, fma(hi, <real> 1.7580993408473768, lo * <real> 1.7580993408473768))
 
 cdef inline real selu_backward(real dy, real x) noexcept nogil:
-    return dy * select(x > <real> 0, <real> 1.0507009873554805, exp(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
+    if real is double:
+        return dy * select(x > <real> 0, <real> 1.0507009873554805, exp(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
+    else:
+        return dy * select(x > <real> 0, <real> 1.0507009873554805, <float> (1.7580993408473768 * exp_wide(within_wide(x))))
 
 # e^(-a^2 / 2) in parts, a >= 0
 cdef inline real gauss_parts(real a, real* lo, real* k) noexcept nogil:
@@ -204,49 +217,38 @@ cdef inline real silu(real x) noexcept nogil:
     else:
         return silu_f64(x)
 
-# silu'(x) = 1 - silu'(-x); at -a it is e (1 + e - a) / (1 + e)^2 with e = e^-a
+# s (1 + x (1 - s)), s = 1 / (1 + e^-x)
 cdef inline real silu_backward(real dy, real x) noexcept nogil:
-    cdef real a, hi, lo, k, e, d, q
+    cdef double b, e, d
     if real is double:
         return dy * silu_slope_f64(x)
     else:
-        a = lower_of(absolute(x), <real> 1000)
-        hi = exp_parts(-a, &lo, &k)
-        e = scale(hi + lo, k)
-        d = <real> 1 + e
-        q = scale((hi + lo) * ((<real> 1 - a) + e) / (d * d), k)
-        return dy * select(x > <real> 0, <real> 1 - q, q)
+        b = within_wide(x)
+        e = exp_wide(-b)
+        d = 1 + e
+        return <float> (dy * ((d + b * e) / (d * d)))
 
-# x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2); for x > 0 with both multiplied by e^-2x
+# x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2)
 cdef inline real mish(real x) noexcept nogil:
-    cdef real b, hi, lo, k, e, n, d
+    cdef double e, n
     if real is double:
         return mish_f64(x)
     else:
-        b = upper_of(x, <real> -1000)
-        hi = exp_parts(-absolute(b), &lo, &k)
-        hi += lo
-        e = scale(hi, k)
-        n = select(x < <real> 0, hi * (e + <real> 2), <real> 1 + (e + e))
-        d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
-        return scale(b * (n / d), select(x < <real> 0, k, <real> 0))
+        e = exp_wide(within_wide(x))
+        n = e * (e + 2)
+        return <float> (upper_of(x, -110) * n / (n + 2))
 
+# n / (n + 2) + 4 x e (e + 1) / (n + 2)^2, e = e^x
 cdef inline real mish_backward(real dy, real x) noexcept nogil:
-    cdef real b, hi, lo, k, e, n, d
+    cdef double b, e, n, d
     if real is double:
         return dy * mish_slope_f64(x)
     else:
-        b = lower_of(upper_of(x, <real> -1000), <real> 1000)
-        hi = exp_parts(-absolute(b), &lo, &k)
-        hi += lo
-        e = scale(hi, k)
-        n = select(
-            x < <real> 0,
-            hi * (<real> 4 * (<real> 1 + b) * (<real> 1 + e) + e * (<real> 2 + e * (<real> 4 + e))),
-            <real> 1 + e * (<real> 4 + e * (<real> 6 + <real> 4 * b + e * (<real> 4 + <real> 4 * b))),
-        )
-        d = select(x < <real> 0, e * (e + <real> 2) + <real> 2, <real> 1 + (e + e) * (<real> 1 + e))
-        return dy * scale(n / (d * d), select(x < <real> 0, k, <real> 0))
+        b = within_wide(x)
+        e = exp_wide(b)
+        n = e * (e + 2)
+        d = n + 2
+        return <float> (dy * ((n * d + 4 * b * (n - e)) / (d * d)))
 
 # x / (1 + |x|)
 cdef inline real softsign(real x) noexcept nogil:
@@ -256,40 +258,40 @@ cdef inline real softsign(real x) noexcept nogil:
     return copysign(quotient(a, <real> 0, s, s_lo), x)
 
 cdef inline real softsign_backward(real dy, real x) noexcept nogil:
-    cdef real s = <real> 1 + absolute(x)
-    return dy * (<real> 1 / s / s)
-
-# log(1 + e^z) - max(z, 0) for z + z_lo, divided by beta
-cdef inline real softplus_tail(real z, real z_lo, real beta) noexcept nogil:
-    cdef real hi, lo, k, tiny
-    hi = exp_parts2(-absolute(z), select(z < <real> 0, z_lo, -z_lo), &lo, &k)
-    hi += lo
-    tiny = <real> -60
-    return scale(select(k < tiny, hi, log1p(scale(hi, k))) / beta, select(k < tiny, k, <real> 0))
+    cdef real s, s_lo, inverse, square
+    cdef double d
+    if real is double:
+        s = two_sum(lower_of(absolute(x), <real> 2**600), <real> 1, &s_lo)
+        inverse = <real> 1 / s
+        square = inverse * inverse
+        return dy * fma(square, (remainder(inverse, s, <real> 1) - inverse * s_lo) * <real> 2, square)
+    else:
+        d = 1 + <double> absolute(x)
+        return <float> (dy / (d * d))
 
 # -log(1 + e^-x)
 cdef inline real log_sigmoid(real x) noexcept nogil:
     if real is double:
         return -softplus_f64(-x, 1)
     else:
-        return lower_of(x, <real> 0) - softplus_tail(x, <real> 0, <real> 1)
+        return <float> (<double> lower_of(x, 0) - log1p_wide(exp_wide(-absolute(within_wide(x)))))
 
 cdef inline real log_sigmoid_backward(real dy, real x) noexcept nogil:
     return dy * sigmoid(-x)
 
 # log(1 + e^(beta x)) / beta, without a threshold
 cdef inline real softplus(real x, real beta) noexcept nogil:
-    cdef real z, z_lo
+    cdef double z
     if real is double:
         return softplus_f64(x, beta)
     else:
-        z = two_prod(x, beta, &z_lo)
-        return upper_of(x, <real> 0) + softplus_tail(z, z_lo, beta)
+        z = exp_argument_wide(<double> x * beta)
+        return <float> (<double> upper_of(x, 0) + log1p_wide(exp_wide(-abs_f64(z))) * (1 / <double> beta))
 
 cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
     cdef real z, z_lo
-    z = two_prod(x, beta, &z_lo)
     if real is double:
+        z = two_prod(x, beta, &z_lo)
         return dy * logistic2_f64(z, z_lo)
     else:
-        return dy * logistic(z, z_lo, <real> 1)
+        return <float> (dy / (1 + exp_wide(exp_argument_wide(-<double> x * beta))))

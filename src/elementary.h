@@ -38,5 +38,6 @@
 
 #include "elementary_f32.h"
 #include "elementary_f64.h"
+#include "elementary_wide.h"
 
 #endif

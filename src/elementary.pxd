@@ -63,6 +63,11 @@ cdef extern from "elementary.h" nogil:
     double normal_tail_f64(double a, double* lo) noexcept
     double gelu_slope_tail_f64(double a, double* lo) noexcept
 
+    double exp_wide(double x) noexcept
+    double expm1_wide(double x) noexcept
+    double log1p_wide(double e) noexcept
+    double exp_argument_wide(double x) noexcept
+    float within_wide(float x) noexcept
 
 cdef inline real fma(real a, real b, real c) noexcept nogil:
     if real is float:

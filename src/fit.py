@@ -50,6 +50,7 @@ class Fit:
     low: mpf
     high: mpf
     degree: int
+    wide: bool = False  # coefficients in float64 although the accuracy is float32's
     long_constant: bool = False  # the constant term has a low part, so it is rounded to twice the bits
 
 
@@ -97,7 +98,7 @@ def coefficients(fit: Fit, bits: int) -> tuple[list[mpf], mpf]:
     for power in range(fit.degree + 1):
         left = [t - fdot(fixed, row[:power]) for t, row in zip(targets, rows, strict=True)]
         free = least_squares([row[power:] for row in rows], left, weights)
-        fixed.append(rounded(free[0], 2 * bits if fit.long_constant and power == 0 else bits))
+        fixed.append(rounded(free[0], DOUBLE if fit.wide else 2 * bits if fit.long_constant and power == 0 else bits))
     return fixed, max(errors(fixed))
 
 
@@ -168,7 +169,11 @@ def fits(bits: int) -> dict[str, Fit]:
         mpf(1) / 25,
         7,
     )
-    return {
+    # log1p(e) = 2 * s + s * z * polynomial(z) as below, for all of 0 <= e <= 1, in float64 for a float32 result
+    log1p_wide = Fit(
+        lambda z: 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z, lambda z: z / 2, mpf(2) ** -40, mpf(1) / 9, 4, wide=True
+    )
+    return ({"log1p_wide": log1p_wide} if single else {}) | {
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4 if single else 9),
         # the same, error relative to exp(r) - 1; float32 gets by with the first
@@ -196,7 +201,8 @@ def main(names: list[str]) -> None:
             polynomial, error = coefficients(fit, bits)
             print(f"{name}, {bits} bits, degree {fit.degree}: error {float(error * 2**bits):.4f} units of 2^-{bits}")
             for power, value in enumerate(polynomial):
-                print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, bits))
+                precision = DOUBLE if fit.wide else bits
+                print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, precision))
         for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():
             print(f"{name}: {in_parts(value, bits)}")
     print(f"tail centre {c_literal(TAIL_CENTRE, SINGLE)}")
