@@ -4,9 +4,9 @@
 # untyped one would compute in double. Arguments and results of `exp_parts` are explained in elementary_f32.h.
 
 from elementary cimport (
-    expm1_parts, gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
-    real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
-    abs_f64, exp_argument_wide, exp_wide, expm1_wide, log1p_wide, within_wide,
+    gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
+    real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, expm1_domain, expm1_parts, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
+    FN_HAS_FMA, within_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide, expm1_wide, log1p_wide, within_wide,
     quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod, two_sum, upper_of, tanh as elementary_tanh,
 )
 
@@ -37,8 +37,12 @@ cdef inline real sigmoid_backward(real dy, real y) noexcept nogil:
 cdef inline real tanh(real x) noexcept nogil:
     return elementary_tanh(x)
 
+# Without fma 1 - y^2 would cancel near 1, the product is less exact near 0.
 cdef inline real tanh_backward(real dy, real y) noexcept nogil:
-    return dy * remainder(y, y, <real> 1)
+    if FN_HAS_FMA:
+        return dy * fma(-y, y, <real> 1)
+    else:
+        return dy * select(absolute(y) < <real> 0.5, <real> 1 - y * y, (<real> 1 - y) * (<real> 1 + y))
 
 # max(x, 0)
 cdef inline real relu(real x) noexcept nogil:
@@ -56,7 +60,7 @@ cdef inline real leaky_relu_backward(real dy, real x, real negative_slope) noexc
 
 # min(max(x, 0), 6)
 cdef inline real relu6(real x) noexcept nogil:
-    return hardtanh(x, <real> 0, <real> 6)
+    return within_zero_six(x)
 
 cdef inline real relu6_backward(real dy, real x) noexcept nogil:
     return hardtanh_backward(dy, x, <real> 0, <real> 6)
@@ -70,7 +74,7 @@ cdef inline real hardtanh_backward(real dy, real x, real min_val, real max_val) 
 
 # min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and 1/6 has a second word.
 cdef inline real hardsigmoid(real x) noexcept nogil:
-    cdef real s, s_lo, lo
+    cdef real s, lo
     s = sixth(x, &lo)
     return s + lo
 
@@ -79,7 +83,7 @@ cdef inline real hardsigmoid_backward(real dy, real x) noexcept nogil:
 
 cdef inline real sixth(real x, real* lo) noexcept nogil:
     cdef real s, s_lo, q
-    s = two_sum(lower_of(upper_of(x, <real> -3), <real> 3), <real> 3, &s_lo)
+    s = fast_two_sum(<real> 3, within_three(x), &s_lo)
     q = s * <real> 0.16666666666666666
     lo[0] = (remainder(q, <real> 6, s) + s_lo) * <real> 0.16666666666666666
     return q
@@ -96,7 +100,9 @@ cdef inline real hardswish_backward(real dy, real x) noexcept nogil:
 
 # x where x > 0, else alpha * (e^x - 1)
 cdef inline real elu(real x, real alpha) noexcept nogil:
-    return select(x > <real> 0, x, alpha * expm1(lower_of(x, <real> 0)))
+    cdef real hi, lo
+    hi = expm1_parts(expm1_domain(x), &lo)
+    return select(x > <real> 0, x, select(x == <real> 0, alpha * x, fma(alpha, hi, alpha * lo)))
 
 cdef inline real elu_backward(real dy, real x, real alpha) noexcept nogil:
     cdef real hi, lo, k
@@ -123,7 +129,7 @@ cdef inline real celu(real x, real alpha) noexcept nogil:
         large = scale(alpha * (hi + lo), k)
         return select(x > <real> 0, x, select(absolute(q) < <real> 2**-60, x, select(q < <real> 44, small, large)))
     else:
-        return select(x > <real> 0, x, <float> (alpha * expm1_wide(exp_argument_wide(<double> x / alpha))))
+        return select(x >= <real> 0, x, <float> (alpha * expm1_wide(exp_argument_wide(<double> x / alpha))))
 
 cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
     cdef real q, q_lo, hi, lo, k
@@ -134,10 +140,21 @@ cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
     else:
         return select(x >= <real> 0, dy, <float> (dy * exp_wide(exp_argument_wide(<double> x / alpha))))
 
-# scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805
+# scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805; both in two words
 cdef inline real selu(real x) noexcept nogil:
-    cdef real lo, hi = expm1_parts(upper_of(lower_of(x, <real> 0), <real> -60), &lo)
-    return select(x >= <real> 0, x * <real> 1.0507009873554805, fma(hi, <real> 1.7580993408473768, lo * <real> 1.7580993408473768))
+    cdef real hi, lo, scale, scale_lo, product, product_lo, largest
+    if real is float:
+        largest = 3.4028234663852886e38
+        scale, scale_lo = 1.0507010221481323, -3.479265231476347e-08
+        product, product_lo = 1.7580993175506592, 2.3296717444054593e-08
+    else:
+        largest = 1.7976931348623157e308
+        scale, scale_lo = 1.0507009873554805, 3.9874847667154144e-17
+        product, product_lo = 1.7580993408473768, 1.41535193800845e-17
+    hi = expm1_parts(expm1_domain(x), &lo)
+    lo = fma(product, lo, product_lo * hi)
+    lo = select(x > <real> 0, fma(scale, x, scale_lo * lower_of(x, largest)), fma(product, hi, lo))
+    return select(x == <real> 0, x, lo)
 
 cdef inline real selu_backward(real dy, real x) noexcept nogil:
     if real is double:

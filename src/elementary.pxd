@@ -23,6 +23,9 @@ cdef extern from "elementary.h" nogil:
     float exp_f32(float x) noexcept
     float exp_inside_f32(float x) noexcept
     float expm1_f32(float x) noexcept
+    float expm1_domain_f32(float x) noexcept
+    float within_three_f32(float x) noexcept
+    float within_zero_six_f32(float x) noexcept
     float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
@@ -46,6 +49,9 @@ cdef extern from "elementary.h" nogil:
     double exp_f64(double x) noexcept
     double exp_inside_f64(double x) noexcept
     double expm1_f64(double x) noexcept
+    double expm1_domain_f64(double x) noexcept
+    double within_three_f64(double x) noexcept
+    double within_zero_six_f64(double x) noexcept
     double log1p_f64(double e) noexcept
     double quotient_f64(double n, double n_lo, double d, double d_lo) noexcept
     double logistic_f64(double x) noexcept
@@ -62,6 +68,8 @@ cdef extern from "elementary.h" nogil:
     double tanh_f64(double x) noexcept
     double normal_tail_f64(double a, double* lo) noexcept
     double gelu_slope_tail_f64(double a, double* lo) noexcept
+
+    const bint FN_HAS_FMA
 
     double exp_wide(double x) noexcept
     double expm1_wide(double x) noexcept
@@ -170,6 +178,24 @@ cdef inline real expm1(real x) noexcept nogil:
         return expm1_f32(x)
     else:
         return expm1_f64(x)
+
+cdef inline real expm1_domain(real x) noexcept nogil:
+    if real is float:
+        return expm1_domain_f32(x)
+    else:
+        return expm1_domain_f64(x)
+
+cdef inline real within_three(real x) noexcept nogil:
+    if real is float:
+        return within_three_f32(x)
+    else:
+        return within_three_f64(x)
+
+cdef inline real within_zero_six(real x) noexcept nogil:
+    if real is float:
+        return within_zero_six_f32(x)
+    else:
+        return within_zero_six_f64(x)
 
 cdef inline real log1p(real e) noexcept nogil:
     if real is float:

@@ -67,6 +67,14 @@ FN float remainder_f32(float q, float d, float n)
 
 #define F32_MAGIC 0x1.8p23f
 
+FN_BOUND(float, fn_expm1_low_f32, -40.0f);
+FN_BOUND(float, fn_low_three_f32, -3.0f);
+FN_BOUND(float, fn_high_three_f32, 3.0f);
+FN_BOUND(float, fn_six_f32, 6.0f);
+FN float expm1_domain_f32(float x) { return max_f32(x, fn_expm1_low_f32); }
+FN float within_three_f32(float x) { return min_f32(max_f32(x, fn_low_three_f32), fn_high_three_f32); }
+FN float within_zero_six_f32(float x) { return min_f32(max_f32(x, 0.0f), fn_six_f32); }
+
 /* m * 2^k for |k| <= 252; in two steps, so that k may go beyond the exponents a float has; rounds once, also to a subnormal */
 FN float scale_f32(float m, float k)
 {
@@ -122,20 +130,28 @@ FN float exp_inside_f32(float x)
     return (FN_FMAF(r * r, exp_poly_f32(r), r) + 1.0f) * from_bits_f32(bits_f32(t) << 23);
 }
 
-/* e^x - 1 = hi + *lo for -30 <= x <= 88, |lo| at most half an ulp of hi */
-FN float expm1_parts_f32(float x, float *lo)
+/* (e^r - 1 - r) / r^2 as exp_poly, with an addition for a multiplication: they go to different units */
+FN float exp_poly_sums_f32(float r, float r2)
 {
-    float r_lo, k, r = exp_reduce_f32(x, 0.0f, &r_lo, &k), e, hi;
-    float power = from_bits_f32(bits_f32(k + (F32_MAGIC + 127)) << 23);
-    float rest = FN_FMAF(r * r, exp_poly_f32(r), FN_FMAF(r_lo, r, r_lo));
-    hi = fast_two_sum_f32(power - 1.0f, power * r, &e);
-    return fast_two_sum_f32(hi, FN_FMAF(power, rest, e), lo);
+    float upper = FN_FMAF(r2 + 0x1.e259dcp+4f, FN_FMAF(r, 0x1.6a53fep-10f, 0x1.123984p-7f), -0x1.5eb7f4p-4f);
+    return FN_FMAF(r, upper, 0x1.fffffcp-2f);
 }
 
-/* e^x - 1, x <= 88 */
+/* e^x - 1 = hi + *lo for -40 <= x <= 0. The reduced argument is exact down to k = -2, and its error counts for nothing beyond. */
+FN float expm1_parts_f32(float x, float *lo)
+{
+    const float magic = F32_MAGIC + 127;
+    float t = FN_FMAF(x, 0x1.715476p+0f, magic), k = t - magic, power = from_bits_f32(bits_f32(t) << 23);
+    float r = FN_FMAF(k, -0x1.62e43p-1f, x), r2 = r * r, poly = exp_poly_sums_f32(r, r2);
+    float p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p), rest = power - 1.0f, hi = FN_FMAF(power, p, rest);
+    *lo = FN_FMAF(power, p_lo, FN_FMAF(power, p, rest - hi));
+    return hi;
+}
+
+/* e^x - 1, x <= 0 */
 FN float expm1_f32(float x)
 {
-    float lo, hi = expm1_parts_f32(max_f32(x, -30.0f), &lo);
+    float lo, hi = expm1_parts_f32(max_f32(x, fn_expm1_low_f32), &lo);
     return select_f32(x == 0.0f, x, hi + lo);
 }
 
@@ -160,16 +176,14 @@ FN float rough_inverse_f32(float x) { return from_bits_f32(UINT32_C(0x7ef127ea) 
 
 /* For sigmoid and silu: n / (2^-40 (1 + e^-x)), -115 <= x <= 32. Scaled so that the divisor is finite where sigmoid is subnormal.
 
-   e^-x = 2^k (1 + p), p a polynomial of degree 6 in the reduced argument. Adds and multiplications go to different
-   units, so p's upper part is written as a product of two sums, which saves multiplications. */
+   e^-x = 2^k (1 + p), p a polynomial of degree 6 in the reduced argument. */
 #define F32_LOGISTIC_SCALE 0x1p-40f
 FN float logistic_quotient_f32(float n, float x)
 {
     const float magic = F32_MAGIC + (127 - 40);
     float t = FN_FMAF(x, -0x1.715476p+0f, magic), k = t - magic, power = from_bits_f32(bits_f32(t) << 23);
     float r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, -x)), r2 = r * r;
-    float upper = FN_FMAF(r2 + 0x1.e259dcp+4f, FN_FMAF(r, 0x1.6a53fep-10f, 0x1.123984p-7f), -0x1.5eb7f4p-4f);
-    float p = FN_FMAF(r2, FN_FMAF(r, upper, 0x1.fffffcp-2f), r);
+    float p = FN_FMAF(r2, exp_poly_sums_f32(r, r2), r);
     float d = FN_FMAF(power, p, power + F32_LOGISTIC_SCALE);
     float d_lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
     float q = n / d;
@@ -187,11 +201,11 @@ FN float sigmoid_f32(float x)
     return logistic_quotient_f32(F32_LOGISTIC_SCALE, min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32));
 }
 
-/* x / (1 + e^-x); above 32 it is x */
+/* x / (1 + e^-x); above 32 it is x. */
 FN float silu_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, -0.0f);
-    return FN_FMAF(logistic_quotient_f32(inside, inside), F32_LOGISTIC_SCALE, excess);
+    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, 0.0f);
+    return copysign_f32(FN_FMAF(logistic_quotient_f32(inside, inside), F32_LOGISTIC_SCALE, excess), x);
 }
 
 FN_BOUND(float, fn_tanh_high_f32, 10.0f);
