@@ -33,7 +33,7 @@ typedef void (*fn_add_run)(fn_in x, double *sums, ptrdiff_t n);
 typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrdiff_t number);
 
 /* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the
- * coefficients scale, shift, high, low, bias, `width` elements apart; kind: the activation fused into the loop. */
+ * coefficients scale, shift, high, low, bias, centre, `width` elements apart; kind: the activation fused into the loop. */
 enum { FN_PLAIN, FN_RELU, FN_LEAKY };
 
 typedef struct {
@@ -48,11 +48,21 @@ typedef struct {
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
     void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,
                          ptrdiff_t width, int kind, double slope);
+    void (*column_stream)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope);
     void (*column_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride, ptrdiff_t n,
                              fn_in mean, fn_in k, ptrdiff_t width, int kind, double slope, fn_out sums, fn_out products);
     void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride,
                               ptrdiff_t dx_stride, ptrdiff_t n, fn_in mean, fn_in linear, fn_in k, ptrdiff_t width,
                               int kind, double slope);
+    /* float only */
+    void (*back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, fn_in k, int kind, double slope,
+                           fn_out lanes);
+    void (*back_apply_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, fn_in linear, fn_in k, int kind, double slope);
+    void (*back_stream_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, fn_in linear, fn_in k, int kind, double slope);
+    void (*column_back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in k, ptrdiff_t width,
+                                  int kind, double slope, fn_out sums, fn_out products, fn_out squares);
+    void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t dx_stride,
+                                   ptrdiff_t n, fn_in linear, fn_in k, ptrdiff_t width, int kind, double slope);
     void (*row_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t n, int centered, double *shift, double *sums, double *squares);
     void (*row_apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
     void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in mean, fn_out sums,

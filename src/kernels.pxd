@@ -44,12 +44,26 @@ cdef extern from "kernels.h" nogil:
                             fn_out squares) noexcept nogil
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,
                              Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*column_stream)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind,
+                              double slope) noexcept nogil
         void (*column_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t dy_stride, Py_ssize_t stride,
                                  Py_ssize_t n, fn_in mean, fn_in k, Py_ssize_t width, int kind, double slope,
                                  fn_out sums, fn_out products) noexcept nogil
         void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t dy_stride,
                                   Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in mean, fn_in linear,
                                   fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, fn_in k, int kind,
+                               double slope, fn_out lanes) noexcept nogil
+        void (*back_apply_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, fn_in linear, fn_in k, int kind,
+                                double slope) noexcept nogil
+        void (*back_stream_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, fn_in linear, fn_in k, int kind,
+                                 double slope) noexcept nogil
+        void (*column_back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in k,
+                                      Py_ssize_t width, int kind, double slope, fn_out sums, fn_out products,
+                                      fn_out squares) noexcept nogil
+        void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t stride,
+                                       Py_ssize_t dx_stride, Py_ssize_t n, fn_in linear, fn_in k, Py_ssize_t width,
+                                       int kind, double slope) noexcept nogil
         void (*row_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t n, bint centered, double* shift, double* sums,
                          double* squares) noexcept nogil
         void (*row_apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma, fn_in beta) noexcept nogil

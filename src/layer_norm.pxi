@@ -5,7 +5,6 @@
 # and beta are summed over fixed blocks of rows or samples, and the blocks' sums added in their order.
 
 cdef enum:
-    TOGETHER = 32            # most rows, or channels, that are taken together
     TOGETHER_VALUES = 8192   # most values in such a chunk of rows
     ROW_BLOCKS = 16       # most blocks
 
@@ -64,7 +63,7 @@ cdef void apply_row(const RowJob* job, Py_ssize_t first, Py_ssize_t n, const cha
 cdef void apply_group(const RowJob* job, Py_ssize_t row, double mean, double invstd) noexcept nogil:
     """y of one group, a chunk of channels at a time."""
     cdef fn_block block
-    cdef double k[5 * TOGETHER]
+    cdef double k[COEFFICIENTS * TOGETHER]
     cdef double means[TOGETHER]
     cdef double invstds[TOGETHER]
     cdef Py_ssize_t c, i, n, at, first = row % job.groups * job.channels
@@ -95,7 +94,7 @@ cdef void forward_rows(const RowJob* job, Py_ssize_t begin, Py_ssize_t end) noex
     cdef double shift[TOGETHER]
     cdef double mean[TOGETHER]
     cdef double var[TOGETHER]
-    cdef double k[5 * TOGETHER]
+    cdef double k[COEFFICIENTS * TOGETHER]
     cdef Py_ssize_t i, rows
     while begin < end:
         rows = min(chunk_rows(job), end - begin)
@@ -160,7 +159,7 @@ cdef void backward_rows(const RowJob* job, Py_ssize_t begin, Py_ssize_t end, dou
 cdef void backward_channel(const RowJob* job, Py_ssize_t at, double mean, double a, double b, double c) noexcept nogil:
     """dx of one channel of a group, from byte `at` on."""
     cdef fn_block block
-    cdef double k[5]
+    cdef double k[COEFFICIENTS]
     cdef Py_ssize_t done = 0, m
     cdef char* place
     memset(k, 0, sizeof(k))
@@ -176,7 +175,7 @@ cdef void backward_channel(const RowJob* job, Py_ssize_t at, double mean, double
 
 cdef void backward_group(const RowJob* job, Py_ssize_t row, double* dgamma, double* dbeta) noexcept nogil:
     cdef double lanes[2 * NORM_LANES]
-    cdef double k[5]
+    cdef double k[COEFFICIENTS]
     cdef double linear[3]
     cdef double mean = job.mean[row], r = job.invstd[row], sum = 0.0, product = 0.0
     cdef const double* gamma = job.channel_gamma + row % job.groups * job.channels

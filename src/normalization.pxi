@@ -13,8 +13,11 @@ from fastnn._table import ACTIVATIONS
 
 cdef enum:
     NORM_LANES = 32            # of the run loops
+    COEFFICIENTS = 6      # scale, shift, high, low, bias, centre
+    TOGETHER = 32         # most channels, or rows, that are taken together
     RUN = 32              # inner length from which on a channel is a unit
-    COLUMNS = 512         # most columns of a tile
+    COLUMNS = 1024        # most columns of a tile; of float64 half as many
+    MERGED = 256          # columns up to which rows of a narrow matrix are taken together
     BLOCKS = 32           # most blocks of rows
     NORM_STREAM_BYTES = 6 << 20  # results from this size on bypass the caches: they pay with a read before every write else
     BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
@@ -43,10 +46,13 @@ cdef struct NormJob:
     double* var
     double* invstd
     double* shift
-    double* table        # coefficients of every channel, where a run is a unit (inference)
+    double* table        # coefficients of every channel, unless a unit computes its own
+    bint by_run          # inference, where a run is a unit
     double* dgamma
     double* dbeta
-    double* partial      # [block][sums, products][channel]
+    double* partial      # [block][sums, products, squares][channel]
+    bint fast            # backward in float arithmetic, for channels that allow it
+    double* exact        # whether a channel does not
     Py_ssize_t repeat, tile, tiles, block, blocks
     bint applying        # second phase of the column form
     int parts
@@ -166,10 +172,65 @@ cdef inline void linear_form(const NormJob* job, Py_ssize_t c, double* linear, P
     linear[2 * width] = -a * (job.dbeta[c] / n)
 
 
+cdef bint terms_cancel(const NormJob* job, Py_ssize_t c, double sum, double product, double energy, double scale,
+                       double centre) noexcept nogil:
+    """Sets dgamma and dbeta from the channel's sums of g, g * u and g * g; whether dx needs more than float arithmetic.
+
+    dx is g without its mean and its part along x_hat. Where hardly anything is left (two values a channel, or a gradient
+    that is linear in x) the rounding errors of float would be all there is, so that the channel is done in double. Also
+    where a square, or a coefficient, may have left float's range, and where something is not finite.
+    """
+    cdef double n = <double> job.outer * <double> job.inner, r = job.invstd[c], a = job.gamma[c] * r
+    cdef double dgamma = (product - (job.mean[c] * scale - centre) * sum) / scale * r
+    job.dgamma[c] = dgamma
+    job.dbeta[c] = sum
+    if a < 0.0:
+        a = -a
+    return not (energy > 1e-30 * n and energy < 1e30 and energy - (sum * sum + 2.0 * dgamma * dgamma) / n > energy / 64.0
+                and (a == 0.0 or (a > 1e-30 and a < 1e30)))
+
+
+cdef inline void fast_form(const NormJob* job, Py_ssize_t c, double scale, double centre, float* linear, Py_ssize_t width) noexcept nogil:
+    """linear_form for u = x * scale - centre in place of x - mean."""
+    cdef double exact[3]
+    linear_form(job, c, exact, 1)
+    exact[1] = exact[1] / scale
+    linear[0] = <float> exact[0]
+    linear[width] = <float> exact[1]
+    linear[2 * width] = <float> (exact[2] - exact[1] * (job.mean[c] * scale - centre))
+
+
+cdef bint backward_fast(const NormJob* job, Py_ssize_t c, const float* k) noexcept nogil:
+    """dx of one channel in float arithmetic, unless its terms cancel."""
+    cdef fn_block block
+    cdef double lanes[3 * NORM_LANES]
+    cdef float linear[3]
+    cdef Py_ssize_t run, done, n, at = c * job.inner * sizeof(float), stride = job.channels * job.inner
+    memset(lanes, 0, sizeof(lanes))
+    job.loops.back_sums_fast(job.dy + at, job.x + at, job.outer, stride, job.inner, k, job.kind, job.slope, lanes)
+    job.level.norm_fold(lanes, 3)
+    if terms_cancel(job, c, lanes[0], lanes[NORM_LANES], lanes[2 * NORM_LANES], k[0], k[5]):
+        return False
+    fast_form(job, c, k[0], k[5], linear, 1)
+    for run in range(job.outer):
+        if job.staged:
+            for done in range(0, job.inner, 1024):
+                n = min(<Py_ssize_t> 1024, job.inner - done)
+                job.loops.back_apply_fast(job.dy + at + done * 4, job.x + at + done * 4, block.bytes, n, linear, k, job.kind,
+                                          job.slope)
+                emit(job.level, job.streamed, job.result + at + done * 4, block.bytes, n * 4)
+        elif job.streamed:
+            job.loops.back_stream_fast(job.dy + at, job.x + at, job.result + at, job.inner, linear, k, job.kind, job.slope)
+        else:
+            job.loops.back_apply_fast(job.dy + at, job.x + at, job.result + at, job.inner, linear, k, job.kind, job.slope)
+        at += stride * sizeof(float)
+    return True
+
+
 cdef void run_channel(const NormJob* job, Py_ssize_t c) noexcept nogil:
     cdef double lanes[2 * NORM_LANES]
     cdef double linear[3]
-    cdef double k[5]
+    cdef double k[COEFFICIENTS]
     cdef double shift
     cdef Py_ssize_t run, first = c * job.inner, stride = job.channels * job.inner * job.itemsize
     cdef const char* x = job.x + first * job.itemsize
@@ -185,6 +246,8 @@ cdef void run_channel(const NormJob* job, Py_ssize_t c) noexcept nogil:
         return
     job.loops.coefficients(job.mean + c, job.invstd + c, job.gamma + c, job.beta + c, 1, k, 1)
     if job.dy != NULL:
+        if job.fast and backward_fast(job, c, <const float*> k):
+            return
         dy = job.dy + first * job.itemsize
         memset(lanes, 0, sizeof(lanes))
         add_back_sums(job, x, dy, job.mean[c], <const char*> k, lanes)
@@ -245,38 +308,56 @@ cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t
 cdef struct Tile:
     Py_ssize_t first, n          # channels
     Py_ssize_t columns, width    # of one row, and of `repeat` rows
+    Py_ssize_t pitch             # of the arrays of k, whose first 16 values follow once more
+    bint exact                   # whether some channel may not be done in float arithmetic
+    double exacts[COLUMNS]       # which
     double shift[COLUMNS]        # or the mean, in the backward direction
-    double linear[3 * COLUMNS]
-    double k[5 * COLUMNS]
+    double linear[3 * (COLUMNS + 16)]
+    float fast[3 * (COLUMNS + 16)]
+    double k[COEFFICIENTS * (COLUMNS + 16)]
 
 
 cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept nogil:
     """What every column of the tile needs in the present phase."""
-    cdef double values[COLUMNS]
-    cdef double k[5 * COLUMNS]
+    cdef double values[2 * COLUMNS]
+    cdef double k[3 * COLUMNS]
     cdef Py_ssize_t c, i, inner = job.inner, repeat = job.repeat
     cdef int array
+    cdef char* place
+    cdef const float* coefficients = <const float*> job.table
     tile.first = number * job.tile
     tile.n = min(job.tile, job.channels - tile.first)
     tile.columns = tile.n * inner
     tile.width = tile.columns * repeat
+    tile.pitch = tile.width + 16
+    tile.exact = False
     if job.dy != NULL:
         spread(<char*> tile.shift, <const char*> (job.mean + tile.first), tile.n, inner, repeat, sizeof(double))
     elif not job.applying:
         for c in range(tile.n):
             values[c] = value_at(job, (tile.first + c) * inner)
         spread(<char*> tile.shift, <const char*> values, tile.n, inner, repeat, sizeof(double))
-    if job.applying or (job.dy != NULL and (job.kind != FN_PLAIN or job.row >= 0)):
-        job.loops.coefficients(job.mean + tile.first, job.invstd + tile.first, job.gamma + tile.first, job.beta + tile.first,
-                               tile.n, k, tile.n)
-        for array in range(5):
-            spread(<char*> tile.k + array * tile.width * job.itemsize, <const char*> k + array * tile.n * job.itemsize, tile.n,
-                   inner, repeat, job.itemsize)
-    if job.applying and job.dy != NULL:
+    if job.applying or (job.dy != NULL and (job.fast or job.kind != FN_PLAIN or job.row >= 0)):
+        for array in range(COEFFICIENTS):
+            place = <char*> tile.k + array * tile.pitch * job.itemsize
+            spread(place, <const char*> job.table + (array * job.channels + tile.first) * job.itemsize, tile.n, inner, repeat,
+                   job.itemsize)
+            memcpy(place + tile.width * job.itemsize, place, min(tile.width, <Py_ssize_t> 16) * job.itemsize)
+    if job.applying and job.fast:
+        for c in range(tile.n):
+            tile.exact = tile.exact or job.exact[tile.first + c] != 0.0
+            i = tile.first + c
+            fast_form(job, i, coefficients[i], coefficients[5 * job.channels + i], <float*> values + c, tile.n)
+        for array in range(3):
+            spread(<char*> (tile.fast + array * tile.pitch), <const char*> (<float*> values + array * tile.n), tile.n, inner,
+                   repeat, sizeof(float))
+        if tile.exact:
+            spread(<char*> tile.exacts, <const char*> (job.exact + tile.first), tile.n, inner, repeat, sizeof(double))
+    if job.applying and job.dy != NULL and (tile.exact or not job.fast):
         for c in range(tile.n):
             linear_form(job, tile.first + c, k + c, tile.n)
         for array in range(3):
-            spread(<char*> (tile.linear + array * tile.width), <const char*> (k + array * tile.n), tile.n, inner, repeat,
+            spread(<char*> (tile.linear + array * tile.pitch), <const char*> (k + array * tile.n), tile.n, inner, repeat,
                    sizeof(double))
 
 
@@ -292,15 +373,24 @@ cdef void column_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
     if not job.applying and (job.row < 0 or job.dy == NULL):
         if job.dy == NULL:
             job.loops.column_sums(x, rows, stride, width, tile.shift, sums, sums + COLUMNS)
+        elif job.fast:
+            job.loops.column_back_sums_fast(dy, x, rows, stride, width, k, tile.pitch, job.kind, job.slope, sums, sums + COLUMNS,
+                                            sums + 2 * COLUMNS)
         else:
-            job.loops.column_back_sums(dy, x, rows, stride, stride, width, tile.shift, k, tile.width, job.kind, job.slope, sums,
+            job.loops.column_back_sums(dy, x, rows, stride, stride, width, tile.shift, k, tile.pitch, job.kind, job.slope, sums,
                                        sums + COLUMNS)
         return
-    if job.row < 0 and not (job.streamed or job.staged):
+    if job.dy == NULL and job.streamed and not job.staged and job.row < 0 and width == stride and width % 16 == 0:
+        job.loops.column_stream(x, result, rows, width, k, tile.pitch, job.kind, job.slope)
+        return
+    if job.row < 0 and not (job.streamed or job.staged or tile.exact):
         if job.dy == NULL:
-            job.loops.column_apply(x, result, rows, stride, stride, width, k, tile.width, job.kind, job.slope)
+            job.loops.column_apply(x, result, rows, stride, stride, width, k, tile.pitch, job.kind, job.slope)
+        elif job.fast:
+            job.loops.column_back_apply_fast(dy, x, result, rows, stride, stride, width, tile.fast, k, tile.pitch, job.kind,
+                                             job.slope)
         else:
-            job.loops.column_back_apply(dy, x, result, rows, stride, stride, stride, width, tile.shift, tile.linear, k, tile.width,
+            job.loops.column_back_apply(dy, x, result, rows, stride, stride, stride, width, tile.shift, tile.linear, k, tile.pitch,
                                         job.kind, job.slope)
         return
     most = max(1, BLOCK_BYTES // job.itemsize // width)
@@ -309,23 +399,32 @@ cdef void column_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
         n = min(most, rows - row)
         at = row * stride * job.itemsize
         if job.dy == NULL:
-            job.loops.column_apply(x + at, block.bytes, n, stride, width, width, k, tile.width, job.kind, job.slope)
+            job.loops.column_apply(x + at, block.bytes, n, stride, width, width, k, tile.pitch, job.kind, job.slope)
             if job.row >= 0:
                 activate_block(job, block.bytes, n * width)
+        elif job.fast:
+            job.loops.column_back_apply_fast(dy + at, x + at, block.bytes, n, stride, width, width, tile.fast, k, tile.pitch,
+                                             job.kind, job.slope)
+            if tile.exact:
+                job.loops.column_back_apply(dy + at, x + at, g.bytes, n, stride, stride, width, width, tile.shift, tile.linear, k,
+                                            tile.pitch, job.kind, job.slope)
+                for pitch in range(n * width):
+                    if tile.exacts[pitch % width] != 0.0:
+                        (<float*> block.bytes)[pitch] = (<const float*> g.bytes)[pitch]
         elif job.row < 0:
             job.loops.column_back_apply(dy + at, x + at, block.bytes, n, stride, stride, width, width, tile.shift, tile.linear, k,
-                                        tile.width, job.kind, job.slope)
+                                        tile.pitch, job.kind, job.slope)
         else:
             # one row at a time: dy's rows lie apart
             n = 1
-            job.loops.column_apply(x + at, g.bytes, 1, stride, width, width, k, tile.width, FN_PLAIN, 0.0)
+            job.loops.column_apply(x + at, g.bytes, 1, stride, width, width, k, tile.pitch, FN_PLAIN, 0.0)
             backward_block(job, dy + at, g.bytes, width)
             if not job.applying:
-                job.loops.column_back_sums(g.bytes, x + at, 1, width, stride, width, tile.shift, k, tile.width, FN_PLAIN, 0.0,
+                job.loops.column_back_sums(g.bytes, x + at, 1, width, stride, width, tile.shift, k, tile.pitch, FN_PLAIN, 0.0,
                                            sums, sums + COLUMNS)
             else:
                 job.loops.column_back_apply(g.bytes, x + at, block.bytes, 1, width, stride, width, width, tile.shift, tile.linear,
-                                            k, tile.width, FN_PLAIN, 0.0)
+                                            k, tile.pitch, FN_PLAIN, 0.0)
         if job.applying:
             if width == stride:
                 emit(job.level, job.streamed, result + at, block.bytes, n * width * job.itemsize)
@@ -338,25 +437,26 @@ cdef void column_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
 
 cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) noexcept nogil:
     """The rows of one block, in one tile."""
-    cdef double sums[2 * COLUMNS]
+    cdef double sums[3 * COLUMNS]
+    cdef int array
     cdef Py_ssize_t pitch = job.channels * job.inner
     cdef Py_ssize_t begin = number * job.block, rows = min(job.block, job.outer - begin)
     cdef Py_ssize_t whole = rows // job.repeat, rest = rows % job.repeat
     cdef Py_ssize_t first = begin * pitch + tile.first * job.inner
-    cdef double* partial = job.partial + number * 2 * job.channels + tile.first
+    cdef double* partial = job.partial + number * 3 * job.channels + tile.first
     if not job.applying:
-        memset(sums, 0, tile.width * sizeof(double))
-        memset(sums + COLUMNS, 0, tile.width * sizeof(double))
+        for array in range(3):
+            memset(sums + array * COLUMNS, 0, tile.width * sizeof(double))
     column_rows(job, tile, first, whole, pitch * job.repeat, tile.width, sums)
     if rest:
         column_rows(job, tile, first + whole * pitch * job.repeat, 1, pitch * job.repeat, rest * pitch, sums)
     if not job.applying:
-        gather(partial, sums, tile.n, job.inner, job.repeat)
-        gather(partial + job.channels, sums + COLUMNS, tile.n, job.inner, job.repeat)
+        for array in range(3 if job.fast else 2):
+            gather(partial + array * job.channels, sums + array * COLUMNS, tile.n, job.inner, job.repeat)
 
 
 cdef inline Py_ssize_t norm_units(const NormJob* job) noexcept nogil:
-    if job.table != NULL:
+    if job.by_run:
         return job.outer * job.channels
     return job.channels if job.tiles == 0 else job.tiles * job.blocks
 
@@ -366,7 +466,7 @@ cdef void norm_part(void* context, int part) noexcept nogil:
     cdef Tile tile
     cdef Py_ssize_t units = norm_units(job)
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
-    if job.table != NULL:
+    if job.by_run:
         run_units(job, begin, end)
     elif job.tiles == 0:
         for unit in range(begin, end):
@@ -389,25 +489,45 @@ cdef void norm_part(void* context, int part) noexcept nogil:
 
 
 cdef void combine(const NormJob* job) noexcept nogil:
-    """Add the blocks' sums in their order; in the forward direction make mean, variance and invstd of them."""
-    cdef double* sums = job.partial
-    cdef double* products = job.partial + job.channels
+    """Add the blocks' sums in their order."""
     cdef const double* other
-    cdef Py_ssize_t block, c
+    cdef Py_ssize_t block, i
     for block in range(1, job.blocks):
-        other = job.partial + block * 2 * job.channels
-        for c in range(job.channels):
-            sums[c] += other[c]
-            products[c] += other[job.channels + c]
-    if job.dy != NULL:
-        for c in range(job.channels):
-            job.dbeta[c] = sums[c]
-            job.dgamma[c] = products[c] * job.invstd[c]
-        return
+        other = job.partial + block * 3 * job.channels
+        for i in range((3 if job.fast else 2) * job.channels):
+            job.partial[i] += other[i]
+
+
+cdef void finish_statistics(const NormJob* job) noexcept nogil:
+    cdef Py_ssize_t c
     for c in range(job.channels):
         job.shift[c] = value_at(job, c * job.inner)
-    job.level.norm_finish(sums, products, job.shift, <double> job.outer * <double> job.inner, job.eps, job.channels, job.mean,
-                          job.var, job.invstd)
+    job.level.norm_finish(job.partial, job.partial + job.channels, job.shift, <double> job.outer * <double> job.inner, job.eps,
+                          job.channels, job.mean, job.var, job.invstd)
+
+
+cdef bint finish_gradients(const NormJob* job) noexcept nogil:
+    """dgamma and dbeta; whether some channel has to be summed again, in double."""
+    cdef const float* coefficients = <const float*> job.table
+    cdef const double* sums = job.partial
+    cdef const double* products = sums + job.channels
+    cdef const double* squares = products + job.channels
+    cdef Py_ssize_t c
+    cdef bint again = False
+    if not job.fast:
+        for c in range(job.channels):
+            if job.exact[c] != 0.0:
+                job.dbeta[c] = sums[c]
+                job.dgamma[c] = products[c] * job.invstd[c]
+        return False
+    for c in range(job.channels):
+        job.exact[c] = terms_cancel(job, c, sums[c], products[c], squares[c], coefficients[c], coefficients[5 * job.channels + c])
+        again = again or job.exact[c] != 0.0
+    return again
+
+
+cdef void fill_table(const NormJob* job) noexcept nogil:
+    job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, job.channels, job.table, job.channels)
 
 
 cdef void plan_norm(NormJob* job) noexcept nogil:
@@ -416,8 +536,8 @@ cdef void plan_norm(NormJob* job) noexcept nogil:
     job.blocks = 1
     if job.inner >= RUN:
         return
-    job.repeat = max(1, min(COLUMNS // 2 // columns, job.outer // 64))
-    job.tile = min(job.channels, COLUMNS // job.inner)
+    job.repeat = max(1, min(MERGED // columns, job.outer // 64))
+    job.tile = min(job.channels, BLOCK_BYTES // job.itemsize // job.inner)
     job.tiles = (job.channels + job.tile - 1) // job.tile
     job.block = max((job.outer + BLOCKS - 1) // BLOCKS, BLOCK_VALUES // min(columns, <Py_ssize_t> COLUMNS))
     job.block = (job.block + 4 * job.repeat - 1) // (4 * job.repeat) * (4 * job.repeat)
@@ -428,10 +548,22 @@ cdef void run_norm(NormJob* job) noexcept nogil:
     cdef double nanoseconds = NORM_NANOSECONDS * <double> job.outer * <double> job.channels * <double> job.inner
     job.parts = parts_for(nanoseconds, norm_units(job))
     job.applying = False
+    if not job.statistics and (job.tiles or job.by_run):
+        fill_table(job)
     if job.tiles:
         if job.statistics or job.dy != NULL:
             fn_parallel(norm_part, job, job.parts)
             combine(job)
+        if job.statistics:
+            finish_statistics(job)
+            if job.result != NULL:
+                fill_table(job)
+        elif job.dy != NULL and finish_gradients(job):
+            job.fast = False
+            fn_parallel(norm_part, job, job.parts)
+            combine(job)
+            finish_gradients(job)
+            job.fast = True
         if job.result == NULL:
             return
         job.applying = True
@@ -472,7 +604,8 @@ cdef bint set_array(NormJob* job, object x, object axis) noexcept:
     job.row = -1
     job.slope = 0.0
     job.staged = False
-    job.table = NULL
+    job.by_run = False
+    job.fast = False
     plan_norm(job)
     return True
 
@@ -592,7 +725,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, out):
             and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.channels
-    room = scratch_for((4 + 2 * job.blocks) * n, few)
+    room = scratch_for((10 + 3 * job.blocks) * n, few)
     try:
         if not (read_vector(gamma, n, 1.0, room) and read_vector(beta, n, 0.0, room + n)):
             return None
@@ -603,7 +736,8 @@ def batch_norm(x, gamma, beta, eps, axis, activation, out):
         job.beta = room + n
         job.var = room + 2 * n
         job.shift = room + 3 * n
-        job.partial = room + 4 * n
+        job.table = room + 4 * n
+        job.partial = room + 10 * n
         job.mean = <double*> cnp.PyArray_DATA(mean)
         job.invstd = <double*> cnp.PyArray_DATA(invstd)
         run_released(&job)
@@ -619,7 +753,7 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     cdef double few[SCRATCH]
     cdef double* room
     cdef ndarray dx
-    cdef cnp.npy_intp n
+    cdef cnp.npy_intp n, i
     cdef int dtype
     if not (set_array(&job, x, axis) and set_activation(&job, activation) and is_plain(dy)
             and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> x, out, &job.staged)
@@ -630,7 +764,7 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     job.invstd = statistics_of(invstd, n)
     if job.mean == NULL or job.invstd == NULL:
         return None
-    room = scratch_for((4 + 2 * job.blocks) * n, few)
+    room = scratch_for((11 + 3 * job.blocks) * n, few)
     try:
         if not (read_vector(gamma, n, 1.0, room) and read_vector(beta, n, 0.0, room + n)):
             return None
@@ -641,7 +775,12 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
         job.beta = room + n
         job.dgamma = room + 2 * n
         job.dbeta = room + 3 * n
-        job.partial = room + 4 * n
+        job.exact = room + 4 * n
+        job.table = room + 5 * n
+        job.partial = room + 11 * n
+        job.fast = job.itemsize == 4 and job.row < 0
+        for i in range(n):
+            job.exact[i] = 1.0
         run_released(&job)
         dtype = cnp.PyArray_TYPE(<ndarray> (x if gamma is None else gamma))
         return dx, gradient_array(job.dgamma, 1, &n, dtype), gradient_array(job.dbeta, 1, &n, dtype)
@@ -661,7 +800,7 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
             and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.channels
-    room = scratch_for((4 if job.tiles else 9) * n, few)
+    room = scratch_for(10 * n, few)
     try:
         if not (read_vector(gamma, n, 1.0, room) and read_vector(beta, n, 0.0, room + n)
                 and read_vector(mean, n, 0.0, room + 2 * n) and read_vector(var, n, 0.0, room + 3 * n)):
@@ -673,9 +812,8 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
         job.invstd = room + 3 * n
         job.statistics = False
         job.level.norm_invstd(job.invstd, job.eps, n)
-        if job.tiles == 0:
-            job.table = room + 4 * n
-            job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, n, job.table, n)
+        job.by_run = job.tiles == 0
+        job.table = room + 4 * n
         run_released(&job)
         return y
     finally:
@@ -693,7 +831,7 @@ def batch_stats(x, axis):
     if not set_array(&job, x, axis):
         return None
     n = job.channels
-    room = scratch_for((2 + 2 * job.blocks) * n, few)
+    room = scratch_for((2 + 3 * job.blocks) * n, few)
     try:
         mean = new_vector(n, cnp.NPY_DOUBLE)
         var = new_vector(n, cnp.NPY_DOUBLE)
