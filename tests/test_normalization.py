@@ -1,5 +1,9 @@
 """Layer, RMS, group and instance norm against their plain NumPy twins and exact results, and the class BatchNorm."""
 
+import subprocess
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.exceptions import AxisError
@@ -253,3 +257,77 @@ def test_no_rows_give_empty_results():
     dx, dgamma, dbeta = fn.layer_norm_backward(y, y, mean, invstd)
     assert dx.shape == (0, 3) and not dgamma.any() and not dbeta.any() and dgamma.dtype == np.float32
     assert fn.group_norm(np.ones((0, 4, 2)), 2)[0].shape == (0, 4, 2)
+
+
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_batch_norm_layer(functions):
+    rng = np.random.default_rng(0)
+    layer = functions.BatchNorm(5, decay=0.8, unbiased_running_var=True)
+    batches = rng.standard_normal((3, 16, 5)).astype(np.float32) * 3 + 1
+    mean, var = np.zeros(5), np.ones(5)
+    for x in batches:
+        y = layer.forward(x)
+        mean = 0.8 * mean + 0.2 * x.mean(0, dtype=np.float64)
+        var = 0.8 * var + 0.2 * x.var(0, dtype=np.float64, ddof=1)
+        assert np.array_equal(y, functions.batch_norm(x, layer.gamma, layer.beta)[0])
+        dx = layer.backward(y)
+        expected = functions.batch_norm_backward(y, x, *functions.batch_norm(x)[1:], layer.gamma)
+        assert same_bits((dx, layer.dgamma, layer.dbeta), expected)
+    np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var, var, rtol=1e-12)
+    other = functions.BatchNorm(5)
+    other.load_state_dict(layer.state_dict())
+    assert np.array_equal(other.forward(x, training=False), layer.forward(x, training=False))
+    with pytest.raises(ValueError, match="keys"):
+        other.load_state_dict({"gamma": np.ones(5)})
+    with pytest.raises(RuntimeError, match="forward"):
+        other.backward(x)
+    with pytest.raises(ValueError, match="unbiased"):
+        layer.forward(x[:1])
+    assert np.array_equal(other.forward(x[:1]), other.beta[None])
+    assert "BatchNorm(5" in repr(layer)
+
+
+# Every array that fastnn makes is asked of NumPy, and NumPy tells tracemalloc of it.
+@pytest.mark.parametrize(
+    ("shape", "axis", "activation"),
+    [((8, 16, 128, 128), 1, "relu"), ((8, 128, 128, 16), -1, None), ((40000, 64), 1, None), ((40000, 64), 1, "silu")],
+)
+def test_no_temporary_of_the_size_of_the_array(shape, axis, activation):
+    x, dy, gamma, beta = arrays(shape, (shape[axis],), np.float32)
+    channels = shape[axis]
+
+    def step():
+        y, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis, activation=activation)
+        dx = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, activation=activation, beta=beta)[0]
+        return y, dx
+
+    step()
+    tracemalloc.start()
+    try:
+        results = step()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= sum(a.nbytes for a in results) + 16384 + 1024 * channels
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from fastnn import normalization as fn
+x, dy, y, dx = (np.full({shape}, value, np.float32) for value in (1, 2, 0, 0))
+x[::2] = 3
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, mean, invstd = fn.batch_norm(x, axis={axis}, out=y)
+fn.batch_norm_backward(dy, x, mean, invstd, axis={axis}, out=dx)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((16, 32, 128, 128), 1), ((16, 128, 128, 32), -1)])
+def test_peak_memory_is_the_arrays(shape, axis):
+    grown = subprocess.run(
+        [sys.executable, "-c", PEAK.format(shape=shape, axis=axis)], capture_output=True, text=True, check=True
+    )
+    assert int(grown.stdout) * 1024 <= 4 * np.prod(shape) // 8  # kilobytes against an eighth of an array
