@@ -1,18 +1,22 @@
 """How much of a host's time its adapter wins: python benchmarks/backends.py [HOST...] [--seconds S]
 
-Each line runs the same work on the host alone and on fastnn, in turns, and compares the fastest run of each. One thread
-for fastnn and for PyTorch, so that the figures are those of the kernels. Run it alone on the machine.
+Each line runs the same work on the host alone and on fastnn, in turns, and compares the fastest run of each. fastnn,
+matrix products and PyTorch have one thread, so that the figures are those of the kernels; JAX has no such setting.
+Run it alone on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported
 
 import numpy as np
 
@@ -156,11 +160,8 @@ def torch() -> Iterator[tuple[str, Work, Work]]:
     functional = t.nn.functional
 
     def both(module: Any, x: Any) -> Work:
-        def run() -> None:
-            x.grad = None
-            module(x).sum().backward()
-
-        return run
+        dy = t.ones_like(x)
+        return lambda: t.autograd.grad(module(x), x, dy)
 
     for kind, shape in (
         ("BatchNorm1d", (64, 100)),

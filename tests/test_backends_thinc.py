@@ -195,6 +195,7 @@ def test_maxout(pieces, dtype):
         {"offset": 1.0},
         {"slope": -1.5, "offset": 0.5},
         {"min_val": 1.0, "max_val": 0.0},
+        {"max_val": float("inf")},
     ],
     ids=str,
 )

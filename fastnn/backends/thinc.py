@@ -14,6 +14,7 @@ hard_swish and hard_swish_mobilenet the derivative here is PyTorch's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +42,11 @@ def _ready(*arrays: Any) -> bool:
     return all(type(a) is np.ndarray and a.dtype == first.dtype and a.shape == first.shape for a in arrays) and (
         first.dtype in _FLOATS
     )
+
+
+def _interval(low: float, high: float) -> bool:
+    """Whether hardtanh takes these bounds; thinc's clip takes infinite and crossed ones too."""
+    return math.isfinite(low) and math.isfinite(high) and low <= high
 
 
 def _forward(method: str, kernel: str, *params: Any) -> Any:
@@ -131,9 +137,9 @@ class FastnnOps(NumpyOps):
         except ValueError as error:
             raise IndexError(str(error)) from error
 
-    # relu_k and hard_tanh, and the backprops of relu_k, hard_sigmoid and hard_tanh, are thinc's calls of these two.
+    # relu_k, hard_sigmoid, hard_tanh and their backprops are thinc's calls of these two.
     def clipped_linear(self, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):
-        if not (_ready(X) and min_val <= max_val):
+        if not (_ready(X) and _interval(min_val, max_val)):
             return super().clipped_linear(X, slope, offset, min_val, max_val, inplace)
         out = X if inplace else None
         if slope != 1.0:
@@ -143,20 +149,13 @@ class FastnnOps(NumpyOps):
         return fn.hardtanh(X, min_val, max_val, out=out)
 
     def backprop_clipped_linear(self, dY, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):
-        if not (_ready(dY, X) and slope > 0.0 and min_val <= max_val):
+        if not (_ready(dY, X) and slope > 0.0 and _interval(min_val, max_val)):
             return super().backprop_clipped_linear(dY, X, slope, offset, min_val, max_val, inplace)
         low, high = (min_val - offset) / slope, (max_val - offset) / slope
         dX = fn.hardtanh_backward(dY, X, low, high, out=dY if inplace else None)
         if slope != 1.0:
             dX *= slope
         return dX
-
-    # thinc's hard_sigmoid has slope 0.2: clip(0.2*x + 0.5, 0, 1) = hardsigmoid(1.2*x).
-    def hard_sigmoid(self, X, inplace=False):
-        if not _ready(X):
-            return super().hard_sigmoid(X, inplace=inplace)
-        scaled = np.multiply(X, 1.2, out=X if inplace else None)
-        return fn.hardsigmoid(scaled, out=scaled)
 
     def backprop_swish(self, dY, X, Y, inplace=False):
         if not _ready(dY, X, Y):
@@ -169,6 +168,7 @@ class FastnnOps(NumpyOps):
         gate = self.hard_sigmoid(X)
         return np.multiply(X, gate, out=X if inplace else gate)
 
+    # thinc's gate is clip(0.2*x + 0.5, 0, 1) = hardsigmoid(1.2*x).
     def backprop_hard_swish(self, dY, X, inplace=False):
         if not _ready(dY, X):
             return super().backprop_hard_swish(dY, X, inplace=inplace)
