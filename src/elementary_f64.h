@@ -296,7 +296,7 @@ FN double gelu_tanh_f64(double x)
 FN double gelu_tanh_slope_f64(double x)
 {
     double u_lo, b, b_lo, u = gelu_tanh_argument_f64(min_f64(abs_f64(x), fn_gelu_tanh_end_f64), &u_lo, &b, &b_lo), slope = logistic_slope_f64(u, u_lo, b, b_lo, 1);
-    return select_f64(x > 0.0, 1.0 - slope, slope);
+    return select_f64(x > 0.0, 1.0 - slope, select_f64(x < -21.6, 0.0, slope)); /* there, too small for a number */
 }
 
 /* With e^-a = f / d, a = |x|, and (u, v) = (f, d) for x < 0, (d, f) above: mish(x) = x u (s + v) / (s^2 + v^2), s = f + d.
