@@ -171,7 +171,7 @@ def norm_accuracy(name: str, levels: Levels) -> list[Outcome]:
     outputs, gradients = [], []
     for label, x, eps in _norm_inputs(name):
         rng = np.random.default_rng(29)
-        dy = rng.normal(size=x.shape).astype(np.float32)
+        dy = np.asarray(rng.normal(size=x.shape), np.float32)
         wide = x.astype(np.float64)
         y, *stats = getattr(reference, name)(wide, *extra, eps=eps)
         backward = name + "_backward"
