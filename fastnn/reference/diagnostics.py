@@ -7,19 +7,28 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastnn.diagnostics import (
+from fastnn._diagnostics import (
     ActivationStats,
     Array,
     Bounds,
+    GradientStats,
+    dead_units,
+    gradient_check,
+    gradient_flow,
+    saturation,
     summarized,
 )
-from fastnn.diagnostics import GradientStats as GradientStats
-from fastnn.diagnostics import __all__ as __all__
-from fastnn.diagnostics import dead_units as dead_units
-from fastnn.diagnostics import gradient_check as gradient_check
-from fastnn.diagnostics import gradient_flow as gradient_flow
-from fastnn.diagnostics import saturation as saturation
 from fastnn.reference.preprocessing import Passes, Vector
+
+__all__ = [
+    "ActivationStats",
+    "GradientStats",
+    "activation_stats",
+    "dead_units",
+    "gradient_check",
+    "gradient_flow",
+    "saturation",
+]
 
 
 def activation_stats(

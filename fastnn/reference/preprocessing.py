@@ -1,6 +1,6 @@
 """Preprocessing on plain NumPy passes: what `fastnn.preprocessing` computes, in float64 and in the obvious way.
 
-The classes and the checks are those of `fastnn.preprocessing`; the passes over the data are replaced.
+The classes and the checks are those of `fastnn.preprocessing`; the passes over the data are plain.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastnn import preprocessing
-from fastnn.preprocessing import Array, NotFittedError, Vector, center_and_scale
+from fastnn import _preprocessing
+from fastnn._preprocessing import Array, NotFittedError, Vector, center_and_scale
 
 __all__ = ["PCA", "Moments", "NotFittedError", "Standardizer", "Whitener", "standardize", "zero_center"]
 
 
-class Passes(preprocessing.Passes):
+class Passes(_preprocessing.Passes):
     """The passes in NumPy."""
 
     @staticmethod
@@ -55,19 +55,23 @@ class Passes(preprocessing.Passes):
             y[...] = ((x - shift) - low) * factor + offset
 
 
-class Moments(preprocessing.Moments):
+class Moments(_preprocessing.Moments):
+    __doc__ = _preprocessing.Moments.__doc__
     passes = Passes
 
 
-class Standardizer(preprocessing.Standardizer):
+class Standardizer(_preprocessing.Standardizer):
+    __doc__ = _preprocessing.Standardizer.__doc__
     moments_type = Moments
 
 
-class PCA(preprocessing.PCA):
+class PCA(_preprocessing.PCA):
+    __doc__ = _preprocessing.PCA.__doc__
     moments_type = Moments
 
 
-class Whitener(preprocessing.Whitener):
+class Whitener(_preprocessing.Whitener):
+    __doc__ = _preprocessing.Whitener.__doc__
     moments_type = Moments
 
 
