@@ -4,25 +4,17 @@
 # untyped one would compute in double. Arguments and results of `exp_parts` are explained in elementary_f32.h.
 
 from elementary cimport (
-    gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64, softplus_f64,
-    real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, expm1_domain, expm1_parts, fast_two_sum, fma, gelu_slope_tail, log1p, lower_of, normal_tail,
-    FN_HAS_FMA, within_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide, expm1_wide, log1p_wide, within_wide,
-    quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod, two_sum, upper_of, tanh as elementary_tanh,
+    gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, gelu_wide, gelu_slope_wide, gelu_tanh_wide,
+    gelu_tanh_slope_wide, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64,
+    softplus_f64, real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, expm1_domain, expm1_parts,
+    fast_two_sum, fma, lower_of, FN_HAS_FMA, within_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide,
+    expm1_wide, log1p_wide, within_wide, quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod,
+    two_sum, upper_of, tanh as elementary_tanh,
 )
 
 # dy times the derivative d, which is a number: NaN in saved gives NaN, and dy does not count where d is exactly 0.
 cdef inline real selected(real dy, real saved, real d) noexcept nogil:
     return select(saved == saved, select(d == <real> 0, <real> 0, dy * d), saved)
-
-# 1 / (1 + e^-(x + x_lo)) * factor, scaled last, so that it is right where the logistic function itself underflows.
-cdef inline real logistic(real x, real x_lo, real factor) noexcept nogil:
-    cdef real lo, k, d, d_lo, q, e, hi
-    hi = exp_parts2(-absolute(x), select(x < <real> 0, x_lo, -x_lo), &lo, &k)
-    hi = fast_two_sum(hi, lo, &lo)
-    d = fast_two_sum(<real> 1, scale(hi, k), &d_lo)
-    d_lo += scale(lo, k)
-    q = quotient(select(x < <real> 0, hi, <real> 1), select(x < <real> 0, lo, <real> 0), d, d_lo)
-    return scale(q * factor, select(x < <real> 0, k, <real> 0))
 
 # 1 / (1 + e^-x). Without fma float32 is fastest in double lanes, here and in tanh, silu, elu and selu.
 cdef inline real sigmoid(real x) noexcept nogil:
@@ -174,70 +166,31 @@ cdef inline real selu_backward(real dy, real x) noexcept nogil:
     else:
         return dy * select(x > <real> 0, <real> 1.0507009873554805, <float> (1.7580993408473768 * exp_wide(within_wide(x))))
 
-# e^(-a^2 / 2) in parts, a >= 0
-cdef inline real gauss_parts(real a, real* lo, real* k) noexcept nogil:
-    cdef real square, square_lo
-    square = two_prod(a, a, &square_lo)
-    return exp_parts2(<real> -0.5 * square, <real> -0.5 * square_lo, lo, k)
-
 # x * Phi(x), Phi the normal distribution function
 cdef inline real gelu(real x) noexcept nogil:
-    cdef real a, t, t_lo, hi, lo, k, q
-    if real is double:
+    if real is float:
+        return gelu_wide(x)
+    else:
         return gelu_f64(x)
-    else:
-        a = lower_of(absolute(x), <real> 40)
-        t = normal_tail(a, &t_lo)
-        hi = gauss_parts(a, &lo, &k)
-        q = scale(a * (t * hi + (t * lo + t_lo * hi)), k)
-        return select(x >= <real> 0, x - q, -q)
 
-# gelu'(x) = 1 - gelu'(-x)
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:
-    cdef real a, t, t_lo, hi, lo, k, q
-    if real is double:
+    if real is float:
+        return dy * gelu_slope_wide(x)
+    else:
         return dy * gelu_slope_f64(x)
-    else:
-        a = lower_of(absolute(x), <real> 40)
-        t = gelu_slope_tail(a, &t_lo)
-        hi = gauss_parts(a, &lo, &k)
-        q = scale(t * hi + (t * lo + t_lo * hi), k)
-        return dy * select(x > <real> 0, <real> 1 - q, q)
 
-# 2 u = sqrt(8 / pi) * (x + 0.044715 x^3) and its low part, |x| <= 40
-cdef inline real tanh_argument(real x, real* lo) noexcept nogil:
-    cdef real square, square_lo, cubic, cubic_lo, factor, factor_lo
-    square = two_prod(x, x, &square_lo)
-    cubic = two_prod(square, <real> 0.07135481282614487, &cubic_lo)
-    factor = two_sum(<real> 1.5957691216057308, cubic, &factor_lo)
-    factor_lo += cubic_lo + square_lo * <real> 0.07135481282614487
-    square = two_prod(x, factor, lo)
-    lo[0] = fma(x, factor_lo, lo[0])
-    return square
-
-# x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3): x times the logistic function of 2 u
+# x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)
 cdef inline real gelu_tanh(real x) noexcept nogil:
-    cdef real z, z_lo, near
-    if real is double:
-        return gelu_tanh_f64(x)
+    if real is float:
+        return gelu_tanh_wide(x)
     else:
-        near = upper_of(x, <real> -40)
-        z = tanh_argument(lower_of(near, <real> 40), &z_lo)
-        return logistic(z, z_lo, near)
+        return gelu_tanh_f64(x)
 
 cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
-    cdef real z, z_lo, a, hi, lo, k, e, d, q
-    if real is double:
-        return dy * gelu_tanh_slope_f64(x)
+    if real is float:
+        return dy * gelu_tanh_slope_wide(x)
     else:
-        a = lower_of(absolute(x), <real> 40)
-        z = tanh_argument(a, &z_lo)
-        hi = exp_parts2(-z, -z_lo, &lo, &k)
-        e = scale(hi + lo, k)
-        d = <real> 1 + e
-        q = (d - a * (<real> 1.5957691216057308 + <real> 0.2140644384784346 * a * a)) / (d * d)
-        q = scale(q * (hi + lo), k)
-        return dy * select(x > <real> 0, <real> 1 - q, q)
+        return dy * gelu_tanh_slope_f64(x)
 
 # x / (1 + e^-x)
 cdef inline real silu(real x) noexcept nogil:

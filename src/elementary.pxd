@@ -30,8 +30,6 @@ cdef extern from "elementary.h" nogil:
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
     float silu_f32(float x) noexcept
-    float normal_tail_f32(float a, float* lo) noexcept
-    float gelu_slope_tail_f32(float a, float* lo) noexcept
     double fma_f64(double a, double b, double c) noexcept
     double select_f64(bint condition, double a, double b) noexcept
     double abs_f64(double x) noexcept
@@ -66,8 +64,6 @@ cdef extern from "elementary.h" nogil:
     double logistic2_f64(double x, double x_lo) noexcept
     double softplus_f64(double x, double beta) noexcept
     double tanh_f64(double x) noexcept
-    double normal_tail_f64(double a, double* lo) noexcept
-    double gelu_slope_tail_f64(double a, double* lo) noexcept
 
     const bint FN_HAS_FMA
 
@@ -76,6 +72,10 @@ cdef extern from "elementary.h" nogil:
     double log1p_wide(double e) noexcept
     double exp_argument_wide(double x) noexcept
     float within_wide(float x) noexcept
+    float gelu_wide(float x) noexcept
+    float gelu_slope_wide(float x) noexcept
+    float gelu_tanh_wide(float x) noexcept
+    float gelu_tanh_slope_wide(float x) noexcept
 
 cdef inline real fma(real a, real b, real c) noexcept nogil:
     if real is float:
@@ -208,18 +208,6 @@ cdef inline real tanh(real x) noexcept nogil:
         return tanh_f32(x)
     else:
         return tanh_f64(x)
-
-cdef inline real normal_tail(real a, real* lo) noexcept nogil:
-    if real is float:
-        return normal_tail_f32(a, lo)
-    else:
-        return normal_tail_f64(a, lo)
-
-cdef inline real gelu_slope_tail(real a, real* lo) noexcept nogil:
-    if real is float:
-        return gelu_slope_tail_f32(a, lo)
-    else:
-        return gelu_slope_tail_f64(a, lo)
 
 # (n + n_lo) / (d + d_lo), rounded once and a little: the remainder of the first quotient corrects it.
 cdef inline real quotient(real n, real n_lo, real d, real d_lo) noexcept nogil:

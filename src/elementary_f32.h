@@ -225,39 +225,3 @@ FN float tanh_f32(float x)
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
     return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
-
-/* u = 1 / (a + 4) and its error, which the tails below share */
-FN float tail_variable_f32(float a, float *u_lo)
-{
-    float d_lo, d = two_sum_f32(a, 4.0f, &d_lo), u = 1.0f / d;
-    *u_lo = u * FN_FMAF(-u, d_lo, remainder_f32(u, d, 1.0f));
-    return u;
-}
-
-/* Phi(-a) * e^(a^2 / 2) for a >= 0, where Phi is the normal distribution function; at a > 15 the value at 15, because e^(-a^2 / 2) is 0 */
-FN float normal_tail_f32(float a, float *lo)
-{
-    float u_lo, u = tail_variable_f32(min_f32(a, 15.0f), &u_lo), t = (u - 0x1.36p-3f) + u_lo, t2 = t * t, t4 = t2 * t2;
-    float p01 = FN_FMAF(0x1.98ce7ap+2f, t, 0x1.ce2324p-1f), p23 = FN_FMAF(0x1.ebac3ap+6f, t, 0x1.0b34a4p+5f);
-    float p45 = FN_FMAF(0x1.c826cap+5f, t, 0x1.0c560cp+8f), p67 = FN_FMAF(-0x1.14fb0cp+11f, t, -0x1.688eeep+10f);
-    float p89 = FN_FMAF(0x1.16762cp+14f, t, 0x1.c191ep+12f);
-    float p = FN_FMAF(p89, t4, FN_FMAF(p67, t2, p45));
-    p = FN_FMAF(p, t4, FN_FMAF(p23, t2, p01));
-    t = two_prod_f32(p, u, lo);
-    *lo = FN_FMAF(p, u_lo, *lo);
-    return t;
-}
-
-/* gelu'(-a) * e^(a^2 / 2) for a >= 0, gelu'(x) = Phi(x) + x phi(x). Its zero is a factor, with a tail, so the result is good near it. */
-FN float gelu_slope_tail_f32(float a, float *lo)
-{
-    float b = min_f32(a, 15.0f), u_lo, u = tail_variable_f32(b, &u_lo), t = (u - 0x1.36p-3f) + u_lo, t2 = t * t, t4 = t2 * t2;
-    float p01 = FN_FMAF(0x1.10606cp+0f, t, 0x1.f2ad16p-2f), p23 = FN_FMAF(0x1.2dee34p+4f, t, 0x1.4b80dep+2f);
-    float p45 = FN_FMAF(0x1.72a816p+5f, t, 0x1.6fd8a4p+5f), p67 = FN_FMAF(-0x1.7cffe2p+8f, t, -0x1.c8cbep+6f);
-    float p89 = FN_FMAF(0x1.0c22bp+11f, t, 0x1.37716cp+8f);
-    float p = FN_FMAF(p89, t4, FN_FMAF(p67, t2, p45));
-    p = FN_FMAF(p, t4, FN_FMAF(p23, t2, p01));
-    t = two_prod_f32(0x1.80ead2p-1f - b, p, lo);
-    *lo = FN_FMAF(-0x1.a03fd4p-27f, p, *lo);
-    return t;
-}

@@ -48,3 +48,49 @@ FN double exp_argument_wide(double x)
     x = fn_exp_low_wide > x ? fn_exp_low_wide : x;
     return fn_exp_high_wide < x ? fn_exp_high_wide : x;
 }
+
+/* Phi(-a) * e^(a^2 / 2) for 0 <= a <= 15, where Phi is the normal distribution function */
+FN double normal_tail_wide(double a)
+{
+    double u = 1.0 / (a + 3.0), t = u - 0x1.8ep-3, t2 = t * t, t4 = t2 * t2;
+    double p01 = FN_FMA(0x1.c4a7f124e5ep+1, t, 0x1.a3efa6ddec47fp-1), p23 = FN_FMA(0x1.0a345f401b428p+3, t, 0x1.21c0d6dfc200dp+3);
+    double p45 = FN_FMA(-0x1.517203767cf1dp+5, t, -0x1.45011b1dfb5e7p+4), p67 = FN_FMA(0x1.53edd48758672p+7, t, 0x1.74247e2bcc43p+6);
+    double p89 = FN_FMA(-0x1.9be1ebb382514p+8, t, -0x1.39923de968179p+9);
+    double p8 = FN_FMA(0x1.9be206a0b55aap+11, t2, p89), p4 = FN_FMA(p67, t2, p45), p0 = FN_FMA(p23, t2, p01);
+    return u * FN_FMA(FN_FMA(p8, t4, p4), t4, p0);
+}
+
+FN_BOUND(float, fn_gelu_end_wide, 15.0f); /* beyond, e^(-a^2 / 2) is 0 in float32 */
+
+/* x Phi(x); the sign is x's */
+FN float gelu_wide(float x)
+{
+    double a = min_f32(abs_f32(x), fn_gelu_end_wide);
+    double tail = a * normal_tail_wide(a) * exp_wide(-0.5 * a * a);
+    return copysign_f32((float)(max_f32(x, 0.0f) - tail), x);
+}
+
+/* Phi(x) + x phi(x); 1 - the same of -x */
+FN float gelu_slope_wide(float x)
+{
+    double a = min_f32(abs_f32(x), fn_gelu_end_wide);
+    double tail = FN_FMA(-0x1.9884533d43651p-2, a, normal_tail_wide(a)) * exp_wide(-0.5 * a * a);
+    return (float)(x > 0.0f ? 1.0 - tail : tail);
+}
+
+FN_BOUND(float, fn_gelu_tanh_low_wide, -20.0f); /* u and u' as below are in range there, and e^u is 0 */
+FN_BOUND(float, fn_gelu_tanh_high_wide, 20.0f);
+
+/* x / (1 + e^-u), u = sqrt(8 / pi) (x + 0.044715 x^3) */
+FN float gelu_tanh_wide(float x)
+{
+    float near = max_f32(x, fn_gelu_tanh_low_wide);
+    double z = min_f32(near, fn_gelu_tanh_high_wide);
+    return (float)(near / (1.0 + exp_wide(z * FN_FMA(-0x1.2444f2a4d8b4bp-4, z * z, -0x1.9884533d43651p+0))));
+}
+FN float gelu_tanh_slope_wide(float x)
+{
+    double z = min_f32(max_f32(x, fn_gelu_tanh_low_wide), fn_gelu_tanh_high_wide), z2 = z * z;
+    double e = exp_wide(z * FN_FMA(-0x1.2444f2a4d8b4bp-4, z2, -0x1.9884533d43651p+0)), s = 1.0 / (1.0 + e);
+    return (float)FN_FMA(z * FN_FMA(0x1.b6676bf7450f0p-3, z2, 0x1.9884533d43651p+0) * (e * s), s, s);
+}
