@@ -125,8 +125,10 @@ cdef inline real celu(real x, real alpha) noexcept nogil:
     cdef real q, q_lo, hi, lo, k, small, large
     if real is double:
         q = ratio(lower_of(x, <real> 0), alpha, &q_lo)
-        small = expm1(lower_of(q, <real> 44))
-        small = alpha * (small + select(absolute(q) < <real> 44, (small + <real> 1) * q_lo, <real> 0))
+        hi = expm1_parts(upper_of(lower_of(q, <real> 44), <real> -60), &lo)
+        lo = fma(hi + <real> 1, q_lo, lo)
+        small = two_prod(alpha, hi, &k)
+        small = select(small - small == <real> 0, small + fma(alpha, lo, k), small)
         hi = exp_parts2(q, q_lo, &lo, &k)
         large = scale(alpha * (hi + lo), k)
         return select(x > <real> 0, x, select(absolute(q) < <real> 2**-60, x, select(q < <real> 44, small, large)))

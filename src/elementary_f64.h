@@ -188,7 +188,7 @@ FN double logistic_parts_f64(double a, double a_lo, double sign, double *correct
     power = *scale * 0x1p-64;
     /* the sum of both is 2 + 2 power + rest, and its low part holds what rounding took from any of the three */
     sum = power + 1.0;
-    rest = FN_FMA(even, sum, FN_FMA(w, power, -w));
+    rest = FN_FMA(power, even + w, even - w); /* of the same sums as n, or q could step back where power is small */
     s = FN_FMA(2.0, sum, rest);
     s_lo = rest - FN_FMA(-2.0, power, s - 2.0);
     n = fast_two_sum_f64(2.0, even + from_bits_f64(bits_f64(w) ^ (~bits_f64(sign) & F64_SIGN)), &n_lo);
