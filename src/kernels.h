@@ -63,6 +63,12 @@ typedef struct {
                                   int kind, double slope, fn_out sums, fn_out products, fn_out squares);
     void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t dx_stride,
                                    ptrdiff_t n, fn_in linear, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*row_back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t n, fn_in gamma, double scale, double centre, fn_out lanes);
+    void (*row_back_apply_fast)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, ptrdiff_t n, fn_in linear, double scale,
+                                double centre);
+    void (*row_gradients_fast)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in scale, fn_in centre, fn_in factor,
+                               fn_out dgamma, fn_out dbeta);
+    /* both */
     void (*row_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t n, int centered, double *shift, double *sums, double *squares);
     void (*row_apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
     void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in mean, fn_out sums,

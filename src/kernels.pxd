@@ -64,6 +64,12 @@ cdef extern from "kernels.h" nogil:
         void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t stride,
                                        Py_ssize_t dx_stride, Py_ssize_t n, fn_in linear, fn_in k, Py_ssize_t width,
                                        int kind, double slope) noexcept nogil
+        void (*row_back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t n, fn_in gamma, double scale, double centre,
+                                   fn_out lanes) noexcept nogil
+        void (*row_back_apply_fast)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, Py_ssize_t n, fn_in linear,
+                                    double scale, double centre) noexcept nogil
+        void (*row_gradients_fast)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in scale, fn_in centre,
+                                   fn_in factor, fn_out dgamma, fn_out dbeta) noexcept nogil
         void (*row_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t n, bint centered, double* shift, double* sums,
                          double* squares) noexcept nogil
         void (*row_apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma, fn_in beta) noexcept nogil

@@ -127,29 +127,92 @@ cdef inline void row_form(const RowJob* job, double sum, double product, double 
     linear[2] = -r * (sum / n) if job.centered else 0.0
 
 
+cdef bint fast_row(const RowJob* job, double sum, double product, double energy, double mean, double r, double scale,
+                   double centre, float* linear) noexcept nogil:
+    """dx = linear[0] * g + linear[1] * u + linear[2], unless its terms cancel: see terms_cancel of batch norm."""
+    cdef double exact[3]
+    cdef double n = <double> job.n, rest = mean * scale - centre, along
+    product = (product - rest * sum) / scale
+    along = product * r
+    if not (energy > 1e-30 * n and energy < 1e30 and r > 1e-30 and r < 1e30
+            and energy - (sum * sum + 2.0 * along * along) / n > energy / 64.0):
+        return False
+    row_form(job, sum, product, r, exact)
+    exact[1] = exact[1] / scale
+    linear[0] = <float> exact[0]
+    linear[1] = <float> exact[1]
+    linear[2] = <float> (exact[2] - exact[1] * rest)
+    return True
+
+
+cdef bint centre_suffices(const RowJob* job, Py_ssize_t row, double mean, double scale, double centre) noexcept nogil:
+    """Whether a float is as good as the row's mean beside its spread, of which a few values give an idea."""
+    cdef const float* x = <const float*> job.x + row * job.n
+    cdef double missed = mean * scale - centre, off, spread = 0.0
+    cdef Py_ssize_t i
+    for i in range(8):
+        off = x[i] * scale - centre
+        off = -off if off < 0.0 else off
+        spread = off if off > spread else spread
+    missed = -missed if missed < 0.0 else missed
+    return missed < 2e-6 * spread
+
+
 cdef void backward_rows(const RowJob* job, Py_ssize_t begin, Py_ssize_t end, double* dgamma, double* dbeta) noexcept nogil:
     cdef fn_block block
+    cdef double lanes[3 * NORM_LANES]
+    cdef double k[COEFFICIENTS * TOGETHER]
+    cdef const float* scale = <const float*> k
+    cdef const float* centre = scale + 5 * TOGETHER
+    cdef float factor[TOGETHER]
+    cdef float short_linear[3]
     cdef double sums[TOGETHER]
     cdef double products[TOGETHER]
     cdef double linear[3]
     cdef const double* mean
     cdef char* place
     cdef Py_ssize_t i, rows, at, done, m
+    cdef bint fast = job.itemsize == 4 and job.n >= NORM_LANES, now = False, near
     while begin < end:
         rows = min(chunk_rows(job), end - begin)
         at = begin * job.n * job.itemsize
         mean = job.mean + begin if job.centered else zeros
-        job.loops.row_back_sums(job.dy + at, job.x + at, rows, job.n, job.gamma, mean, sums, products)
-        job.loops.row_gradients(job.dy + at, job.x + at, rows, job.n, mean, job.invstd + begin, dgamma, dbeta)
+        if fast:
+            job.loops.coefficients(mean, job.invstd + begin, ones, zeros, rows, k, TOGETHER)
+            near = True
+            for i in range(rows):
+                factor[i] = <float> (job.invstd[begin + i] / scale[i])
+                near = near and centre_suffices(job, begin + i, mean[i], scale[i], centre[i])
+        else:
+            near = False
+            job.loops.row_back_sums(job.dy + at, job.x + at, rows, job.n, job.gamma, mean, sums, products)
+        if near:
+            job.loops.row_gradients_fast(job.dy + at, job.x + at, rows, job.n, scale, centre, factor, dgamma, dbeta)
+        else:
+            job.loops.row_gradients(job.dy + at, job.x + at, rows, job.n, mean, job.invstd + begin, dgamma, dbeta)
         for i in range(rows):
-            row_form(job, sums[i], products[i], job.invstd[begin + i], linear)
+            if fast:
+                at = (begin + i) * job.n * job.itemsize
+                memset(lanes, 0, sizeof(lanes))
+                job.loops.row_back_sums_fast(job.dy + at, job.x + at, job.n, job.gamma, scale[i], centre[i], lanes)
+                job.level.norm_fold(lanes, 3)
+                now = fast_row(job, lanes[0] if job.centered else 0.0, lanes[NORM_LANES], lanes[2 * NORM_LANES], mean[i],
+                               job.invstd[begin + i], scale[i], centre[i], short_linear)
+                if not now:
+                    job.loops.row_back_sums(job.dy + at, job.x + at, 1, job.n, job.gamma, mean + i, sums + i, products + i)
+            if not now:
+                row_form(job, sums[i], products[i], job.invstd[begin + i], linear)
             done = 0
             while done < job.n:
                 at = ((begin + i) * job.n + done) * job.itemsize
                 m = min(BLOCK_BYTES // job.itemsize, job.n - done) if through_blocks(job) else job.n
                 place = block.bytes if through_blocks(job) else job.result + at
-                job.loops.row_back_apply(job.dy + at, job.x + at, job.gamma + done * job.itemsize, place, m, mean[i], linear[0],
-                                         linear[1], linear[2])
+                if now:
+                    job.loops.row_back_apply_fast(job.dy + at, job.x + at, job.gamma + done * job.itemsize, place, m, short_linear,
+                                                  scale[i], centre[i])
+                else:
+                    job.loops.row_back_apply(job.dy + at, job.x + at, job.gamma + done * job.itemsize, place, m, mean[i],
+                                             linear[0], linear[1], linear[2])
                 if through_blocks(job):
                     emit(job.level, job.streamed, job.result + at, block.bytes, m * job.itemsize)
                 done += m
@@ -173,6 +236,53 @@ cdef void backward_channel(const RowJob* job, Py_ssize_t at, double mean, double
         at += m * job.itemsize
 
 
+cdef bint backward_group_fast(const RowJob* job, Py_ssize_t row, double* dgamma, double* dbeta) noexcept nogil:
+    """One group in float arithmetic, unless the terms of dx cancel; then nothing is changed."""
+    cdef fn_block block
+    cdef double lanes[3 * NORM_LANES]
+    cdef double wide[COEFFICIENTS]
+    cdef const float* k = <const float*> wide
+    cdef float linear[3]
+    cdef float own[3]
+    cdef double mean = job.mean[row], r = job.invstd[row], sum = 0.0, product = 0.0, energy = 0.0
+    cdef const double* gamma = job.channel_gamma + row % job.groups * job.channels
+    cdef double found[2 * TOGETHER]
+    cdef Py_ssize_t c, at, done, m
+    job.loops.coefficients(&mean, &r, ones, zeros, 1, wide, 1)
+    for c in range(job.channels):
+        at = (row * job.n + c * job.inner) * sizeof(float)
+        memset(lanes, 0, sizeof(lanes))
+        job.loops.back_sums_fast(job.dy + at, job.x + at, 1, job.inner, job.inner, k, FN_PLAIN, 0.0, lanes)
+        job.level.norm_fold(lanes, 3)
+        found[c] = lanes[0]
+        found[TOGETHER + c] = lanes[NORM_LANES]
+        sum += gamma[c] * lanes[0]
+        product += gamma[c] * lanes[NORM_LANES]
+        energy += gamma[c] * gamma[c] * lanes[2 * NORM_LANES]
+    if not fast_row(job, sum, product, energy, mean, r, k[0], k[5], linear):
+        return False
+    own[1] = linear[1]
+    own[2] = linear[2]
+    for c in range(job.channels):
+        dbeta[c] += found[c]
+        dgamma[c] += (found[TOGETHER + c] - (mean * k[0] - k[5]) * found[c]) / k[0] * r
+        own[0] = <float> (r * gamma[c])
+        at = (row * job.n + c * job.inner) * sizeof(float)
+        if job.streamed and not job.staged:
+            job.loops.back_stream_fast(job.dy + at, job.x + at, job.result + at, job.inner, own, k, FN_PLAIN, 0.0)
+            continue
+        done = 0
+        while done < job.inner:
+            m = min(<Py_ssize_t> BLOCK_BYTES // 4, job.inner - done) if job.staged else job.inner
+            job.loops.back_apply_fast(job.dy + at, job.x + at, block.bytes if job.staged else job.result + at, m, own, k, FN_PLAIN,
+                                      0.0)
+            if job.staged:
+                emit(job.level, job.streamed, job.result + at, block.bytes, m * 4)
+            done += m
+            at += m * 4
+    return True
+
+
 cdef void backward_group(const RowJob* job, Py_ssize_t row, double* dgamma, double* dbeta) noexcept nogil:
     cdef double lanes[2 * NORM_LANES]
     cdef double k[COEFFICIENTS]
@@ -180,6 +290,9 @@ cdef void backward_group(const RowJob* job, Py_ssize_t row, double* dgamma, doub
     cdef double mean = job.mean[row], r = job.invstd[row], sum = 0.0, product = 0.0
     cdef const double* gamma = job.channel_gamma + row % job.groups * job.channels
     cdef Py_ssize_t c, at
+    if job.itemsize == 4 and job.inner >= NORM_LANES and job.channels <= TOGETHER:
+        if backward_group_fast(job, row, dgamma, dbeta):
+            return
     memset(k, 0, sizeof(k))
     for c in range(job.channels):
         at = (row * job.n + c * job.inner) * job.itemsize

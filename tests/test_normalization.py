@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from numpy.exceptions import AxisError
-from test_batch_norm import DTYPES, close, layouts, same_bits
+from test_batch_norm import DTYPES, close, layouts, near, same_bits
 
 import fastnn.reference as reference
 from fastnn import normalization as fn
@@ -331,3 +331,27 @@ def test_peak_memory_is_the_arrays(shape, axis):
         [sys.executable, "-c", PEAK.format(shape=shape, axis=axis)], capture_output=True, text=True, check=True
     )
     assert int(grown.stdout) * 1024 <= 4 * np.prod(shape) // 8  # kilobytes against an eighth of an array
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("ratio", [0, 100, 1e4])
+@pytest.mark.parametrize("count", [2, 40, 1000])
+def test_row_gradients_are_exact_to_1e_5(count, ratio, scale, isa):
+    rng = np.random.default_rng(count)
+    x = ((rng.standard_normal((6, count)) + ratio) * scale).astype(np.float32)
+    wide = x.astype(np.longdouble)
+    centered = wide - wide.mean(1, keepdims=True)
+    invstd = 1 / np.sqrt((centered**2).mean(1, keepdims=True) + np.longdouble(1e-5))
+    x_hat = centered * invstd
+    with runtime.use_isa(isa):
+        y, mean, r = fn.layer_norm(x)
+        for dy in (rng.standard_normal(x.shape).astype(np.float32), y):
+            g = dy.astype(np.longdouble)
+            exact = invstd * (g - g.mean(1, keepdims=True) - x_hat * (g * x_hat).mean(1, keepdims=True))
+            dx, dgamma, _ = fn.layer_norm_backward(dy, x, mean, r)
+            dx2 = fn.instance_norm_backward(dy[:, None], x[:, None], mean[:, None], r[:, None])[0][:, 0]
+            for row in range(6):
+                assert near(dx[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
+                assert near(dx2[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
+            assert near(dgamma, (g * x_hat).sum(0))
