@@ -125,9 +125,9 @@ def gelu_slope_tail(a: mpf) -> mpf:
 SLOPE_ZERO = findroot(gelu_slope_tail, mpf("0.7517915"))
 TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}  # beyond it e^(-a^2 / 2) is 0
 
-# float32: both tails are polynomials in t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE
-TAIL_SHIFT = mpf(4)
-TAIL_CENTRE = rounded((1 / (TAIL_END[SINGLE] + TAIL_SHIFT) + 1 / TAIL_SHIFT) / 2, 8)
+# float32, in double lanes: a polynomial in t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE
+TAIL_SHIFT = mpf(3)
+TAIL_CENTRE = rounded((1 / (TAIL_END[SINGLE] + TAIL_SHIFT) + 1 / TAIL_SHIFT) / 2, 10)
 # float64: in t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE), and (a + TAIL_LEVEL) * normal_tail(a) is nearly constant
 TAIL_MIDDLE = mpf(6)
 TAIL_LEVEL = mpf(9) / 8
@@ -144,7 +144,7 @@ def tail_fit(bits: int, target: Function, degree: int) -> Fit:
     def of_t(t: mpf) -> mpf:
         return target(1 / (t + TAIL_CENTRE) - TAIL_SHIFT if bits == SINGLE else TAIL_MIDDLE * (1 + t) / (1 - t))
 
-    return Fit(of_t, lambda t: 1 / of_t(t), low, high, degree, long_constant=bits == DOUBLE)
+    return Fit(of_t, lambda t: 1 / of_t(t), low, high, degree, long_constant=bits == DOUBLE, wide=bits == SINGLE)
 
 
 def exp_rest(r: mpf) -> mpf:
@@ -173,7 +173,9 @@ def fits(bits: int) -> dict[str, Fit]:
     log1p_wide = Fit(
         lambda z: 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z, lambda z: z / 2, mpf(2) ** -40, mpf(1) / 9, 4, wide=True
     )
-    return ({"log1p_wide": log1p_wide} if single else {}) | {
+    # gelu_slope_tail(a) = (zero - a) * polynomial
+    slope = tail_fit(DOUBLE, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 20)
+    return ({"log1p_wide": log1p_wide} if single else {"gelu_slope_tail": slope}) | {
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4 if single else 9),
         # the same, error relative to exp(r) - 1; float32 gets by with the first
@@ -181,11 +183,37 @@ def fits(bits: int) -> dict[str, Fit]:
         "log1p": log1p_single if single else log1p_double,
         # normal_tail(a) = polynomial / (a + TAIL_SHIFT or TAIL_LEVEL)
         "normal_tail": tail_fit(
-            bits, lambda a: normal_tail(a) * (a + (TAIL_SHIFT if single else TAIL_LEVEL)), 9 if single else 22
+            bits, lambda a: normal_tail(a) * (a + (TAIL_SHIFT if single else TAIL_LEVEL)), 10 if single else 22
         ),
-        # gelu_slope_tail(a) = (zero - a) * polynomial
-        "gelu_slope_tail": tail_fit(bits, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 9 if single else 20),
     }
+
+
+def exp_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """p and q of e^r = (2 + even + odd) / (2 + even - odd), odd = r + r z (p0 + p1 z), even = z (q0 + q1 z), z = r^2.
+
+    odd / (2 + even) is tanh(r / 2): linear in the unknowns, so Lawson's iteration serves again.
+    """
+    grid = [HALF_LN2 * cos(pi * (i + mpf(1) / 2) / 400) for i in range(200)]
+    halves = [(exp(r) - 1) / (exp(r) + 1) for r in grid]
+    rows = [[r**3, r**5, -t * r**2, -t * r**4] for r, t in zip(grid, halves, strict=True)]
+    targets = [2 * t - r for r, t in zip(grid, halves, strict=True)]
+
+    def errors(c: list[mpf]) -> list[mpf]:
+        ratios = [(r + c[0] * r**3 + c[1] * r**5) / (2 + c[2] * r**2 + c[3] * r**4) for r in grid]
+        return [fabs((1 + t) / (1 - t) * exp(-r) - 1) for r, t in zip(grid, ratios, strict=True)]
+
+    weights = [mpf(1)] * len(grid)
+    for _ in range(40):
+        found = least_squares(rows, targets, weights)
+        weights = [w * e / max(errors(found)) for w, e in zip(weights, errors(found), strict=True)]
+    fixed: dict[int, mpf] = {}
+    for column in (2, 0, 3, 1):  # rounded one after the other, as in coefficients
+        free = [c for c in range(4) if c not in fixed]
+        left = [t - sum(row[c] * value for c, value in fixed.items()) for t, row in zip(targets, rows, strict=True)]
+        solved = least_squares([[row[c] for c in free] for row in rows], left, weights)
+        fixed[column] = rounded(solved[free.index(column)], DOUBLE)
+    found = [fixed[c] for c in range(4)]
+    return found[:2], found[2:], max(errors(found))
 
 
 def in_parts(value: mpf, bits: int) -> str:
@@ -206,6 +234,11 @@ def main(names: list[str]) -> None:
         for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():
             print(f"{name}: {in_parts(value, bits)}")
     print(f"tail centre {c_literal(TAIL_CENTRE, SINGLE)}")
+    if not names or "exp_fraction" in names:
+        p, q, error = exp_fraction()
+        print(f"exp_fraction, 53 bits: error {float(error * 2**DOUBLE):.4f} units of 2^-53")
+        for name, values in (("p", p), ("q", q)):
+            print(f"    {name}:", ", ".join(c_literal(value, DOUBLE) for value in values))
 
 
 if __name__ == "__main__":
