@@ -190,20 +190,28 @@ cdef real powers(const real* x, real* y, Py_ssize_t n, Powers* found) noexcept n
 
 cdef void find_rest(const real* x, const real* y, Py_ssize_t n, real top, Powers* found) noexcept nogil:
     """The sum without one of the largest, so that log1p of it is exact also where one entry dominates."""
-    cdef Lanes others
-    cdef double tops = -1
+    cdef Lanes lanes
+    cdef double others = 0, tops = -1
     cdef Py_ssize_t i, j, whole = n & -LANES
     found.rest = (found.sum - found.unit) / found.unit
     if found.rest < (1e-4 if sizeof(real) == 4 else 1.0):
-        memset(&others, 0, sizeof(Lanes))
         for i in range(n):
             tops += x[i] == top
-        for i in range(0, whole, 16):
-            for j in range(LANES):
-                add(&others, j, <real> 0 if x[i + j] == top else y[i + j])
-        for i in range(whole, n):
-            add(&others, i - whole, <real> 0 if x[i] == top else y[i])
-        found.rest = folded(&others, top) / found.unit + tops
+        if real is float:
+            # one double is exact enough, and lanes would not be: gcc 12 mixes them up where a comparison of floats selects
+            # what is added in double (with AVX2, lane 8 + j takes lane j's answer)
+            for i in range(n):
+                if x[i] != top:
+                    others += <double> y[i]
+        else:
+            memset(&lanes, 0, sizeof(Lanes))
+            for i in range(0, whole, 16):
+                for j in range(LANES):
+                    add(&lanes, j, <real> 0 if x[i + j] == top else y[i + j])
+            for i in range(whole, n):
+                add(&lanes, i - whole, <real> 0 if x[i] == top else y[i])
+            others = folded(&lanes, top)
+        found.rest = others / found.unit + tops
 
 
 cdef inline void divide(real* y, Py_ssize_t n, double divisor) noexcept nogil:
