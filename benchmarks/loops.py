@@ -1,0 +1,107 @@
+"""How far the vector loops are from what the processor can do: a static analyser's cycles beside the measured ones.
+
+    python benchmarks/loops.py [--cpu znver3] [--level v3]
+
+Takes each loop out of the compiled module with objdump, gives it to llvm-mca, and times the same function on arrays
+that fit in the first-level cache. Needs objdump, llvm-mca and numba, on x86-64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import subprocess
+import time
+from typing import Any
+
+import numpy as np
+
+import fastnn
+from fastnn._table import ACTIVATIONS
+from fastnn.bench.cases import BY_NAME, Case, DataCache, fastnn_call
+from fastnn.bench.runner import sampler
+
+ELEMENTS = 4096
+LANES = {"xmm": 4, "ymm": 8, "zmm": 16}
+
+
+def loop_of(library: str, symbol: str) -> list[str]:
+    """The instructions of a function's longest loop without inner loops."""
+    words = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={symbol}", library]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    code = [(int(m[1], 16), m[2]) for m in re.finditer(r"^\s+([0-9a-f]+):\t(.+?)(?:\s+#.*)?$", text, re.M)]
+    where = {address: i for i, (address, _) in enumerate(code)}
+    loops = []
+    for i, (address, instruction) in enumerate(code):
+        jump = re.match(r"j(?!mp)\w+\s+([0-9a-f]+)", instruction)
+        if jump and int(jump[1], 16) < address and int(jump[1], 16) in where:
+            loops.append((where[int(jump[1], 16)], i))
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    first, last = max(inner, key=lambda loop: loop[1] - loop[0])
+    return [instruction for _, instruction in code[first:last]]  # without the jump, whose target has no label here
+
+
+def predicted(instructions: list[str], cpu: str) -> float | None:
+    """Cycles an element: the analyser's reciprocal throughput over the elements that an iteration stores."""
+    # constants in memory and addresses inside the module become plain ones: they are all cached
+    plain = [re.sub(r"0x[0-9a-f]+\(%rip\)", "64(%rsp)", instruction) for instruction in instructions]
+    words = ["llvm-mca", f"-mcpu={cpu}", "-iterations=200"]
+    text = subprocess.run(words, input="\n".join(plain), capture_output=True, text=True, check=True).stdout
+    cycles = re.search(r"Block RThroughput:\s+([\d.]+)", text)
+    stores = [re.match(r"vmov[a-z0-9]+\s+%([xyz]mm)\d+,[^%]*\((?!%r[sb]p)", line) for line in plain]
+    elements = sum(LANES[store[1]] for store in stores if store)
+    return float(cycles[1]) / elements if cycles and elements else None
+
+
+def frequency() -> float:
+    """Cycles a second now: a chain of multiply and exclusive or, 3 + 1 cycles on every recent x86-64 core."""
+    import numba
+
+    @numba.njit
+    def chain(x: Any, count: Any) -> Any:
+        for _ in range(count):
+            x = (x * np.uint64(6364136223846793005)) ^ np.uint64(1442695040888963407)
+        return x
+
+    chain(np.uint64(1), 1)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        chain(np.uint64(1), 10_000_000)
+        best = min(best, time.perf_counter() - start)
+    return 4 * 10_000_000 / best
+
+
+def measured(row: Any, direction: str, level: str) -> float:
+    """Seconds an element, in the first-level cache."""
+    case = Case(BY_NAME[row.name], direction, (ELEMENTS,), "float32")
+    sample = sampler(fastnn_call(fastnn, case, DataCache().arrays(case)))
+    with fastnn.runtime.use_isa(level), fastnn.runtime.threads(1):
+        return min(sample(50) for _ in range(60)) / 50 / ELEMENTS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cpu", default="znver3", help="processor model of llvm-mca")
+    parser.add_argument("--level", default="v3", help="instruction-set level whose loops are analysed")
+    args = parser.parse_args()
+    library = importlib.import_module(f"fastnn._level_{args.level}").__file__
+    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    clock = frequency()
+    print(f"level {args.level}, {clock / 1e9:.2f} GHz, llvm-mca model {args.cpu}\n")
+    print("| float32 | analyser, cycles an element | measured | analyser / measured |\n|---|---|---|---|")
+    for row in ACTIVATIONS:
+        for direction in ("forward", "backward"):
+            symbol = re.search(rf"\S+_{args.level}_{row.name}_{direction}_f32\b", symbols)
+            if symbol is None:
+                continue
+            static = predicted(loop_of(library, symbol[0]), args.cpu)
+            if static is None:
+                continue
+            real = measured(row, direction, args.level) * clock
+            print(f"| {row.name} {direction} | {static:.2f} | {real:.2f} | {static / real:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
