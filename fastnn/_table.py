@@ -32,6 +32,7 @@ class Activation:
     source: str = ""  # where the function was introduced
     bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
     bound64: tuple[float, float] = (2.0, 2.0)  # ... and float64
+    at_defaults: bool = False  # whether activations.pxd has a faster pair name_at_defaults, name_at_defaults_backward
     public: str = ""  # the public function that reaches this kernel, where its name is another (gelu's variants)
 
     @property
@@ -117,6 +118,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 where x >= 0, else exp(x / alpha)",
         (Param("alpha", 1.0, "nonzero"),),
         cost=4,
+        at_defaults=True,
         source="Barron, Continuously differentiable exponential linear units, 2017",
     ),
     Activation(
@@ -183,6 +185,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 / (1 + exp(-beta * x))",
         (Param("beta", 1.0, "positive"),),
         cost=6,
+        at_defaults=True,
         source="Dugas et al., Incorporating second-order functional knowledge for better option pricing, 2000",
     ),
 )

@@ -7,8 +7,9 @@ from elementary cimport (
     gelu_f64, gelu_slope_f64, gelu_tanh_f64, gelu_tanh_slope_f64, gelu_wide, gelu_slope_wide, gelu_tanh_wide,
     gelu_tanh_slope_wide, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64,
     softplus_f64, real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, expm1_domain, expm1_parts,
-    fast_two_sum, fma, lower_of, FN_HAS_FMA, within_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide,
-    expm1_wide, log1p_wide, within_wide, quotient, remainder, scale, select, sigmoid_f32, silu_f32, two_prod,
+    fast_two_sum, fma, lower_of, FN_HAS_FMA, above_low_three, below_high_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide,
+    expm1_wide, log1p_wide, within_wide, below_zero_f32, exp_times_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
+    softplus_f32, quotient, remainder, scale, select, two_prod,
     two_sum, upper_of, tanh as elementary_tanh,
 )
 
@@ -71,27 +72,19 @@ cdef inline real hardtanh(real x, real min_val, real max_val) noexcept nogil:
 cdef inline real hardtanh_backward(real dy, real x, real min_val, real max_val) noexcept nogil:
     return select((x <= min_val) | (x >= max_val), <real> 0, select(x == x, dy, x))
 
-# min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and 1/6 has a second word.
+# min(max(x + 3, 0), 6) / 6, within 1 ULP
 cdef inline real hardsigmoid(real x) noexcept nogil:
-    cdef real s, lo
-    s = sixth(x, &lo)
-    return s + lo
+    return (below_high_three(above_low_three(x)) + <real> 3) / <real> 6
 
 cdef inline real hardsigmoid_backward(real dy, real x) noexcept nogil:
     return hardtanh_backward(dy / <real> 6, x, <real> -3, <real> 3)
 
-cdef inline real sixth(real x, real* lo) noexcept nogil:
-    cdef real s, s_lo, q
-    s = fast_two_sum(<real> 3, within_three(x), &s_lo)
-    q = s * <real> 0.16666666666666666
-    lo[0] = (remainder(q, <real> 6, s) + s_lo) * <real> 0.16666666666666666
-    return q
-
-# x * min(max(x + 3, 0), 6) / 6
+# x * min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and that of its sixth; both are 0 beyond 3.
 cdef inline real hardswish(real x) noexcept nogil:
-    cdef real s, lo
-    s = sixth(x, &lo)
-    return select(x <= <real> -3, <real> 0, select(x >= <real> 3, x, fma(x, s, x * lo)))
+    cdef real above = above_low_three(x), inside = below_high_three(above), s, s_lo, sixth
+    s = fast_two_sum(<real> 3, inside, &s_lo)
+    sixth = s * <real> 0.16666666666666666
+    return fma(above, sixth, inside * ((remainder(sixth, <real> 6, s) + s_lo) * <real> 0.16666666666666666))
 
 # The derivative (2 x + 3) / 6 has its zero at -3/2, near which 2 x + 3 is exact.
 cdef inline real hardswish_backward(real dy, real x) noexcept nogil:
@@ -112,7 +105,7 @@ cdef inline real elu_backward(real dy, real x, real alpha) noexcept nogil:
         hi = exp_parts(lower_of(x, <real> 0), &lo, &k)
         return dy * select(x > <real> 0, <real> 1, scale(alpha * (hi + lo), k))
     else:
-        return select(x > <real> 0, dy, <float> (dy * (alpha * exp_wide(within_wide(x)))))
+        return dy * select(x > 0, 1, exp_times_f32(alpha, below_zero_f32(x)))
 
 # x / alpha and its rounding error, which is NaN at infinity and counts only where e^(x / alpha) is neither 0 nor inf
 cdef inline real ratio(real x, real alpha, real* lo) noexcept nogil:
@@ -144,6 +137,12 @@ cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
     else:
         return select(x >= <real> 0, dy, <float> (dy * exp_wide(exp_argument_wide(<double> x / alpha))))
 
+cdef inline real celu_at_defaults(real x) noexcept nogil:
+    return elu(x, <real> 1)
+
+cdef inline real celu_at_defaults_backward(real dy, real x) noexcept nogil:
+    return elu_backward(dy, x, <real> 1)
+
 # scale * (x where x > 0, else alpha * (e^x - 1)), alpha = 1.6732632423543772, scale = 1.0507009873554805; both in two words
 cdef inline real selu(real x) noexcept nogil:
     cdef real hi, lo, scale, scale_lo, product, product_lo, largest
@@ -166,7 +165,7 @@ cdef inline real selu_backward(real dy, real x) noexcept nogil:
     if real is double:
         return dy * select(x > <real> 0, <real> 1.0507009873554805, exp(lower_of(x, <real> 0)) * <real> 1.7580993408473768)
     else:
-        return dy * select(x > <real> 0, <real> 1.0507009873554805, <float> (1.7580993408473768 * exp_wide(within_wide(x))))
+        return dy * select(x > 0, <real> 1.0507009873554805, exp_times_f32(1.7580993408473768, below_zero_f32(x)))
 
 # x * Phi(x), Phi the normal distribution function
 cdef inline real gelu(real x) noexcept nogil:
@@ -212,13 +211,15 @@ cdef inline real silu_backward(real dy, real x) noexcept nogil:
         b = within_wide(x)
         e = exp_wide(-b)
         d = 1 + e
-        return <float> (dy * ((d + b * e) / (d * d)))
+        return dy * <float> ((d + b * e) / (d * d))
 
 # x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2)
 cdef inline real mish(real x) noexcept nogil:
     cdef double e, n
     if real is double:
         return mish_f64(x)
+    elif FN_HAS_FMA:
+        return mish_f32(x)
     else:
         e = exp_wide(within_wide(x))
         n = e * (e + 2)
@@ -234,7 +235,7 @@ cdef inline real mish_backward(real dy, real x) noexcept nogil:
         e = exp_wide(b)
         n = e * (e + 2)
         d = n + 2
-        return <float> (dy * ((n * d + 4 * b * (n - e)) / (d * d)))
+        return dy * <float> ((n * d + 4 * b * (n - e)) / (d * d))
 
 # x / (1 + |x|)
 cdef inline real softsign(real x) noexcept nogil:
@@ -260,10 +261,13 @@ cdef inline real log_sigmoid(real x) noexcept nogil:
     if real is double:
         return -softplus_f64(-x, 1)
     else:
-        return <float> (<double> lower_of(x, 0) - log1p_wide(exp_wide(-absolute(within_wide(x)))))
+        return -softplus_f32(-x)
 
 cdef inline real log_sigmoid_backward(real dy, real x) noexcept nogil:
-    return dy * sigmoid(-x)
+    if real is double:
+        return dy * sigmoid(-x)
+    else:
+        return dy * logistic_f32(-x)
 
 # log(1 + e^(beta x)) / beta, without a threshold
 cdef inline real softplus(real x, real beta) noexcept nogil:
@@ -281,3 +285,12 @@ cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
         return dy * logistic2_f64(z, z_lo)
     else:
         return <float> (dy / (1 + exp_wide(exp_argument_wide(-<double> x * beta))))
+
+cdef inline real softplus_at_defaults(real x) noexcept nogil:
+    if real is double:
+        return softplus_f64(x, 1)
+    else:
+        return softplus_f32(x)
+
+cdef inline real softplus_at_defaults_backward(real dy, real x) noexcept nogil:
+    return log_sigmoid_backward(dy, -x)

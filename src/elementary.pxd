@@ -24,12 +24,18 @@ cdef extern from "elementary.h" nogil:
     float exp_inside_f32(float x) noexcept
     float expm1_f32(float x) noexcept
     float expm1_domain_f32(float x) noexcept
-    float within_three_f32(float x) noexcept
+    float above_low_three_f32(float x) noexcept
+    float below_high_three_f32(float x) noexcept
     float within_zero_six_f32(float x) noexcept
     float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
     float silu_f32(float x) noexcept
+    float logistic_f32(float x) noexcept
+    float exp_times_f32(float m, float x) noexcept
+    float below_zero_f32(float x) noexcept
+    float softplus_f32(float x) noexcept
+    float mish_f32(float x) noexcept
     double fma_f64(double a, double b, double c) noexcept
     double select_f64(bint condition, double a, double b) noexcept
     double abs_f64(double x) noexcept
@@ -48,7 +54,8 @@ cdef extern from "elementary.h" nogil:
     double exp_inside_f64(double x) noexcept
     double expm1_f64(double x) noexcept
     double expm1_domain_f64(double x) noexcept
-    double within_three_f64(double x) noexcept
+    double above_low_three_f64(double x) noexcept
+    double below_high_three_f64(double x) noexcept
     double within_zero_six_f64(double x) noexcept
     double log1p_f64(double e) noexcept
     double quotient_f64(double n, double n_lo, double d, double d_lo) noexcept
@@ -185,11 +192,17 @@ cdef inline real expm1_domain(real x) noexcept nogil:
     else:
         return expm1_domain_f64(x)
 
-cdef inline real within_three(real x) noexcept nogil:
+cdef inline real above_low_three(real x) noexcept nogil:
     if real is float:
-        return within_three_f32(x)
+        return above_low_three_f32(x)
     else:
-        return within_three_f64(x)
+        return above_low_three_f64(x)
+
+cdef inline real below_high_three(real x) noexcept nogil:
+    if real is float:
+        return below_high_three_f32(x)
+    else:
+        return below_high_three_f64(x)
 
 cdef inline real within_zero_six(real x) noexcept nogil:
     if real is float:

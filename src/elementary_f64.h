@@ -74,7 +74,8 @@ FN_BOUND(double, fn_low_three_f64, -3.0);
 FN_BOUND(double, fn_high_three_f64, 3.0);
 FN_BOUND(double, fn_six_f64, 6.0);
 FN double expm1_domain_f64(double x) { return max_f64(x, fn_expm1_low_f64); }
-FN double within_three_f64(double x) { return min_f64(max_f64(x, fn_low_three_f64), fn_high_three_f64); }
+FN double above_low_three_f64(double x) { return max_f64(x, fn_low_three_f64); }
+FN double below_high_three_f64(double x) { return min_f64(x, fn_high_three_f64); }
 FN double within_zero_six_f64(double x) { return min_f64(max_f64(x, 0.0), fn_six_f64); }
 
 FN_BOUND(double, fn_fraction_end_f64, 752.0); /* e^-752 times 2^10 rounds to 0 */

@@ -26,7 +26,7 @@ DTYPES = (np.float16, np.float32, np.float64)
 PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
     "leaky_relu": ({"negative_slope": 0.0}, {"negative_slope": -0.5}, {"negative_slope": 2.0}),
     "hardtanh": ({"min_val": 0.0, "max_val": 0.0}, {"min_val": -2.0, "max_val": 0.5}),
-    "elu": ({"alpha": 0.0}, {"alpha": -1.5}, {"alpha": 2.5}),
+    "elu": ({"alpha": 0.0}, {"alpha": -1.5}, {"alpha": 2.5}, {"alpha": 2.0**101}),
     "celu": ({"alpha": 0.3125}, {"alpha": -2.0}),
     "softplus": ({"beta": 0.28125}, {"beta": 20.0}),
 }

@@ -365,7 +365,8 @@ def elu_backward(dy: ArrayLike, saved: ArrayLike, alpha: float = 1.0, *, out: Ar
     """dy where x > 0, else dy * alpha * exp(x); saved = x."""
 
     def formula(dy: Array, x: Array, alpha: float) -> Array:
-        return np.where(x > 0, dy, dy * (alpha * np.exp(_not_positive(x))))
+        half = np.exp(_not_positive(x) / 2)  # twice, because a large alpha brings back what underflows alone
+        return np.where(x > 0, dy, dy * (alpha * half * half))
 
     return _backward(formula, dy, saved, out, alpha=(alpha, "finite"))
 
