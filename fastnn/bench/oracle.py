@@ -88,10 +88,11 @@ def infinity_key(dtype: str) -> int:
     return int(np.array(np.inf, dtype).view(_UNSIGNED[dtype]))
 
 
-def chunks(dtype: str, full: bool, total: int, size: int = 1 << 16) -> Iterator[tuple[int, int, int]]:
+def chunks(dtype: str, full: bool, total: int, size: int = 1 << 13) -> Iterator[tuple[int, int, int]]:
     """(first key, step, count): all numbers in order, or runs of neighbours evenly spread over all of them.
 
-    Runs, because neighbours are what shows whether a function is monotone and where it changes branch.
+    Runs, because neighbours are what shows whether a function is monotone and where it changes branch. The size of a
+    chunk keeps its arrays below what the allocator maps and unmaps: page faults took more than half of the time.
     """
     top = infinity_key(dtype)
     if full or 2 * top + 1 <= total:
