@@ -14,7 +14,8 @@ cdef extern from "cpu.h" nogil:
 
 cdef extern from "threads.h" nogil:
     ctypedef void (*fn_task)(void* context, int part) noexcept nogil
-    void fn_parallel(fn_task task, void* context, int parts) noexcept
+    void run_parallel "fn_parallel"(fn_task task, void* context, int parts, int threads) noexcept
+    bint fn_pool_ready(int threads) noexcept
     int fn_pool_setup()
     int FN_MAX_THREADS
 
@@ -31,7 +32,9 @@ cdef extern from *:
     int fn_thread_threads
 
 cdef enum:
-    GRAIN = 12000  # nanoseconds of work that pay for handing a part to another thread
+    SHARES = 4          # parts for each thread, so that one that is slow, or late, takes fewer
+    GRAIN = 2000        # nanoseconds of work that are worth a part of their own
+    WAKE_GRAIN = 30000  # nanoseconds of work that are worth waking a thread for
 
 BUILD_COMPILER = FN_COMPILER.decode()
 BUILD_FLAGS = FN_BUILD_FLAGS.decode()
@@ -95,7 +98,12 @@ cdef inline int current_threads() noexcept nogil:
 
 cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
     """How many parts a job of this estimated length is worth, at most `most`."""
-    cdef int limit = current_threads()
-    if limit == 1 or nanoseconds < 2 * GRAIN:
+    cdef int threads = current_threads()
+    if threads == 1 or nanoseconds < 2 * GRAIN or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(threads)):
         return 1
-    return <int> min(<double> limit, <double> most, nanoseconds / GRAIN)
+    return <int> min(<double> SHARES * threads, <double> most, nanoseconds / GRAIN)
+
+
+cdef inline void fn_parallel(fn_task task, void* context, int parts) noexcept nogil:
+    """task(context, 0) .. task(context, parts - 1) on the threads of this call."""
+    run_parallel(task, context, parts, current_threads())

@@ -202,6 +202,8 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
     cdef bint all_direct = in_place and plan.inputs < 3
     cdef int i
+    if plan.streamed and plan.inputs > 1:
+        most //= 4  # short turns of reading and writing suit a memory that three streams keep busy
     for i in range(plan.inputs):
         all_direct = all_direct and plan.source[i].direct
     if all_direct:

@@ -5,9 +5,11 @@
  * core, and then sleeps; a forked child starts with an empty pool and makes its own workers; workers block all signals,
  * so Ctrl-C reaches Python's main thread.
  *
- * fn_parallel(task, context, parts) runs task(context, 0) .. task(context, parts - 1) and returns when all are done. A
- * part is a slice that the caller fixes, so results never depend on which thread runs it. Where there is no pool (built
- * without threads, another Python thread is using it, no worker can be started) the calling thread runs every part. */
+ * fn_parallel(task, context, parts, threads) runs task(context, 0) .. task(context, parts - 1) on at most so many threads
+ * and returns when all are done. A part is a slice that the caller fixes, so results never depend on which thread runs it:
+ * each thread takes the next part that nobody has taken, the calling one from the start, so nobody waits for a worker
+ * that is slow to wake. Where there is no pool (built without threads, another Python thread is using it, no worker can
+ * be started) the calling thread runs every part. */
 #ifndef FN_THREADS_H
 #define FN_THREADS_H
 
@@ -19,11 +21,13 @@ enum { FN_MAX_THREADS = 256 };
 
 #ifndef FN_THREADS
 
-static void fn_parallel(fn_task task, void *context, int parts)
+static void fn_parallel(fn_task task, void *context, int parts, int threads)
 {
+    (void)threads;
     for (int part = 0; part < parts; part++)
         task(context, part);
 }
+static int fn_pool_ready(int threads) { (void)threads; return 0; }
 static int fn_pool_setup(void) { return 0; }
 
 #else
@@ -32,11 +36,13 @@ static int fn_pool_setup(void) { return 0; }
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <time.h>
 
 enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
     FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: about 5 microseconds */
     FN_YIELDS = 40,     /* times it gives way before a worker sleeps: some tens of microseconds */
+    FN_SOON = 50000,    /* nanoseconds within which one job too short to wake a worker for promises another */
     FN_STACK = 1 << 20, /* bytes; a task's staging blocks live on the stack */
 };
 
@@ -46,13 +52,19 @@ static struct {
     pthread_cond_t wake;
     int workers; /* started so far; changed by the owner alone */
     unsigned start[FN_MAX_WORKERS]; /* number of the last job before each worker began */
-    fn_task task;
-    void *context;
-    int parts;
-    atomic_uint job;     /* number of the job being run: workers wait for it to change */
-    atomic_int running;  /* workers that have not finished the job */
-    atomic_int sleepers; /* workers that need a wake-up call */
+    /* The job. A worker that comes late may read these while the next job is being written: then the number in its
+       ticket is no longer the job's, and it gets no part. */
+    _Atomic(fn_task) task;
+    _Atomic(void *) context;
+    atomic_int parts, threads;
+    atomic_ullong ticket; /* number of the job, times 2^32, plus the number of parts that have been taken */
+    atomic_int unfinished; /* parts of the job that are not done */
+    atomic_int sleepers;   /* workers that need a wake-up call */
+    atomic_uint stirs;     /* wake-up calls without a job */
+    atomic_llong asked;    /* when fn_pool_ready last said no */
 } fn_pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static inline unsigned fn_job(void) { return (unsigned)(atomic_load_explicit(&fn_pool.ticket, memory_order_acquire) >> 32); }
 
 static inline void fn_pause(void)
 {
@@ -63,32 +75,49 @@ static inline void fn_pause(void)
 #endif
 }
 
+/* Returns when there is a job, or after a wake-up call without one. */
 static void fn_wait_for_job(unsigned seen)
 {
     for (int i = 0; i < FN_SPINS; i++) {
-        if (atomic_load_explicit(&fn_pool.job, memory_order_acquire) != seen)
+        if (fn_job() != seen)
             return;
         fn_pause();
     }
     for (int i = 0; i < FN_YIELDS; i++) {
-        if (atomic_load_explicit(&fn_pool.job, memory_order_acquire) != seen)
+        if (fn_job() != seen)
             return;
         sched_yield();
     }
     pthread_mutex_lock(&fn_pool.lock);
     atomic_fetch_add(&fn_pool.sleepers, 1);
-    while (atomic_load(&fn_pool.job) == seen)
+    const unsigned stirs = atomic_load(&fn_pool.stirs);
+    while (fn_job() == seen && atomic_load(&fn_pool.stirs) == stirs)
         pthread_cond_wait(&fn_pool.wake, &fn_pool.lock);
     atomic_fetch_sub(&fn_pool.sleepers, 1);
     pthread_mutex_unlock(&fn_pool.lock);
 }
 
-/* Parts are dealt out by number: worker w runs parts w + 1, w + 1 + stride, ..., the caller parts 0, stride, ... */
-static void fn_run_share(int first)
+static void fn_wake_workers(void)
 {
-    const int stride = fn_pool.workers + 1;
-    for (int part = first; part < fn_pool.parts; part += stride)
-        fn_pool.task(fn_pool.context, part);
+    pthread_mutex_lock(&fn_pool.lock);
+    pthread_cond_broadcast(&fn_pool.wake);
+    pthread_mutex_unlock(&fn_pool.lock);
+}
+
+/* Run parts of the job as long as there are any that nobody has taken. */
+static void fn_run_parts(unsigned job)
+{
+    const fn_task task = atomic_load(&fn_pool.task);
+    void *const context = atomic_load(&fn_pool.context);
+    const int parts = atomic_load(&fn_pool.parts);
+    unsigned long long ticket = atomic_load(&fn_pool.ticket);
+    while ((unsigned)(ticket >> 32) == job && (int)(ticket & 0xffffffff) < parts) {
+        if (atomic_compare_exchange_weak(&fn_pool.ticket, &ticket, ticket + 1)) {
+            task(context, (int)(ticket & 0xffffffff));
+            atomic_fetch_sub_explicit(&fn_pool.unfinished, 1, memory_order_release);
+            ticket = atomic_load(&fn_pool.ticket);
+        }
+    }
 }
 
 static void *fn_worker(void *argument)
@@ -97,9 +126,11 @@ static void *fn_worker(void *argument)
     unsigned seen = fn_pool.start[number];
     for (;;) {
         fn_wait_for_job(seen);
-        seen++; /* the owner posts no further job before every worker has finished this one */
-        fn_run_share(number + 1);
-        atomic_fetch_sub_explicit(&fn_pool.running, 1, memory_order_release);
+        if (fn_job() == seen)
+            continue;
+        seen = fn_job();
+        if (number + 1 < atomic_load(&fn_pool.threads))
+            fn_run_parts(seen);
     }
     return NULL;
 }
@@ -116,7 +147,7 @@ static void fn_start_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (fn_pool.workers < wanted && fn_pool.workers < FN_MAX_WORKERS) {
         pthread_t thread;
-        fn_pool.start[fn_pool.workers] = atomic_load(&fn_pool.job);
+        fn_pool.start[fn_pool.workers] = fn_job();
         if (pthread_create(&thread, &attributes, fn_worker, (void *)(intptr_t)fn_pool.workers))
             break;
         fn_pool.workers++;
@@ -125,33 +156,51 @@ static void fn_start_workers(int wanted)
     pthread_attr_destroy(&attributes);
 }
 
-static void fn_parallel(fn_task task, void *context, int parts)
+static void fn_parallel(fn_task task, void *context, int parts, int threads)
 {
-    if (parts <= 1 || pthread_mutex_trylock(&fn_pool.owner)) {
+    threads = threads < parts ? threads : parts;
+    if (threads <= 1 || pthread_mutex_trylock(&fn_pool.owner)) {
         for (int part = 0; part < parts; part++)
             task(context, part);
         return;
     }
-    if (fn_pool.workers < parts - 1)
-        fn_start_workers(parts - 1);
-    fn_pool.task = task;
-    fn_pool.context = context;
-    fn_pool.parts = parts;
-    atomic_store(&fn_pool.running, fn_pool.workers);
-    atomic_fetch_add(&fn_pool.job, 1);
-    if (atomic_load(&fn_pool.sleepers)) {
-        pthread_mutex_lock(&fn_pool.lock);
-        pthread_cond_broadcast(&fn_pool.wake);
-        pthread_mutex_unlock(&fn_pool.lock);
-    }
-    fn_run_share(0);
-    for (int i = 0; atomic_load_explicit(&fn_pool.running, memory_order_acquire); i++) {
+    if (fn_pool.workers < threads - 1)
+        fn_start_workers(threads - 1);
+    const unsigned job = fn_job() + 1;
+    atomic_store(&fn_pool.task, task);
+    atomic_store(&fn_pool.context, context);
+    atomic_store(&fn_pool.parts, parts);
+    atomic_store(&fn_pool.threads, threads);
+    atomic_store(&fn_pool.unfinished, parts);
+    atomic_store(&fn_pool.ticket, (unsigned long long)job << 32);
+    if (atomic_load(&fn_pool.sleepers))
+        fn_wake_workers();
+    fn_run_parts(job);
+    for (int i = 0; atomic_load_explicit(&fn_pool.unfinished, memory_order_acquire); i++) {
         if (i < FN_SPINS)
             fn_pause();
         else
             sched_yield();
     }
     pthread_mutex_unlock(&fn_pool.owner);
+}
+
+/* Whether so many threads would set to work at once, for a job that is too short to wake a worker for. If not, and such jobs
+   follow each other, the workers are woken for the next one. */
+static int fn_pool_ready(int threads)
+{
+    if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)
+        return 1;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    const long long now = time.tv_sec * 1000000000LL + time.tv_nsec, before = atomic_exchange(&fn_pool.asked, now);
+    if (now - before < FN_SOON && !pthread_mutex_trylock(&fn_pool.owner)) {
+        fn_start_workers(threads - 1);
+        pthread_mutex_unlock(&fn_pool.owner);
+        atomic_fetch_add(&fn_pool.stirs, 1);
+        fn_wake_workers();
+    }
+    return 0;
 }
 
 /* Only the forking thread lives on in the child: forget the workers, and whatever was locked by the others. */
@@ -161,7 +210,6 @@ static void fn_pool_after_fork(void)
     pthread_mutex_init(&fn_pool.lock, NULL);
     pthread_cond_init(&fn_pool.wake, NULL);
     fn_pool.workers = 0;
-    atomic_store(&fn_pool.running, 0);
     atomic_store(&fn_pool.sleepers, 0);
 }
 
