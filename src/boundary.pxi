@@ -2,9 +2,22 @@
 # and dtypes, overlapping results, mistakes) goes through fastnn._checks, which the NumPy reference uses too, so both
 # accept the same and complain in the same words.
 
+from cpython.pycapsule cimport PyCapsule_New
+
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     ndarray PyArray_NewLikeArray(ndarray prototype, cnp.NPY_ORDER order, cnp.dtype descr, int subok)
+    object PyDataMem_SetHandler(object handler)
+
+cdef extern from "memory.h":
+    enum:
+        FN_HAS_MEMORY
+        FN_LARGE
+    void* fn_memory_handler_address "&fn_memory_handler"
+    int fn_memory_setup() nogil
+
+cdef object large_memory = PyCapsule_New(fn_memory_handler_address, "mem_handler", NULL)
+fn_memory_setup()
 
 cdef double NANOSECONDS = 0.06     # an element costs about this times the row's cost
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
@@ -50,9 +63,20 @@ cdef inline bint is_simple_result(object out, ndarray x) noexcept:
 
 cdef inline ndarray new_like(ndarray x):
     """An array of x's shape, dtype and, where it is dense, memory order."""
+    if FN_HAS_MEMORY and cnp.PyArray_NBYTES(x) >= FN_LARGE:
+        return new_large(x)
     if cnp.PyArray_IS_C_CONTIGUOUS(x):
         return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, <cnp.dtype> NULL, 0)
+
+
+cdef ndarray new_large(ndarray x):
+    """new_like in memory that was used before, where there is some: see memory.h."""
+    former = PyDataMem_SetHandler(large_memory)
+    try:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, <cnp.dtype> NULL, 0)
+    finally:
+        PyDataMem_SetHandler(former)
 
 
 cdef ndarray result_like(ndarray x, object out):
