@@ -25,8 +25,8 @@ GENERATED = SRC / "generated"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-fast-math", "-Wno-unused-function"]
 # gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep a
 # select's two arms out of branches: three passes move them there, loads included, and the vectorizer then gives up
-# (without masks, so below v4, on most of the loops: ten times slower). Loops are unrolled twice up to some 60 instructions:
-# the processor's window is too short to overlap the iterations of the long ones by itself, the longest would spill.
+# (without masks, so below v4, on most of the loops: ten times slower). Loops of up to 60 instructions are unrolled
+# twice: the processor's window is too short to overlap their iterations by itself; the longest ones would spill.
 LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
 LOOP_FLAGS += [f"--param={name}" for name in ("max-average-unrolled-insns=120", "max-unrolled-insns=240")]
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
