@@ -8,7 +8,7 @@ from elementary cimport (
     gelu_tanh_slope_wide, logistic_f64, logistic2_f64, mish_f64, mish_slope_f64, silu_f64, silu_slope_f64,
     softplus_f64, real, absolute, copysign, exp_parts, exp_parts2, exp, expm1, expm1_domain, expm1_parts,
     fast_two_sum, fma, lower_of, FN_HAS_FMA, above_low_three, below_high_three, within_zero_six, abs_f64, exp_argument_wide, exp_wide,
-    expm1_wide, log1p_wide, within_wide, below_zero_f32, exp_times_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
+    expm1_wide, log1p_wide, within_wide, below_zero_f32, exp_times_f32, gelu_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
     softplus_f32, quotient, remainder, scale, select, two_prod,
     two_sum, upper_of, tanh as elementary_tanh,
 )
@@ -169,10 +169,12 @@ cdef inline real selu_backward(real dy, real x) noexcept nogil:
 
 # x * Phi(x), Phi the normal distribution function
 cdef inline real gelu(real x) noexcept nogil:
-    if real is float:
-        return gelu_wide(x)
-    else:
+    if real is double:
         return gelu_f64(x)
+    elif FN_HAS_FMA:
+        return gelu_f32(x)
+    else:
+        return gelu_wide(x)
 
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:
     if real is float:
@@ -182,10 +184,12 @@ cdef inline real gelu_backward(real dy, real x) noexcept nogil:
 
 # x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)
 cdef inline real gelu_tanh(real x) noexcept nogil:
-    if real is float:
-        return gelu_tanh_wide(x)
-    else:
+    if real is double:
         return gelu_tanh_f64(x)
+    elif FN_HAS_FMA:
+        return gelu_tanh_f32(x)
+    else:
+        return gelu_tanh_wide(x)
 
 cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
     if real is float:

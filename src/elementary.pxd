@@ -34,6 +34,8 @@ cdef extern from "elementary.h" nogil:
     float logistic_f32(float x) noexcept
     float exp_times_f32(float m, float x) noexcept
     float below_zero_f32(float x) noexcept
+    float gelu_f32(float x) noexcept
+    float gelu_tanh_f32(float x) noexcept
     float softplus_f32(float x) noexcept
     float mish_f32(float x) noexcept
     double fma_f64(double a, double b, double c) noexcept

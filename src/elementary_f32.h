@@ -140,18 +140,19 @@ FN float exp_poly_sums_f32(float r, float r2)
     return FN_FMAF(r, upper, 0x1.fffffcp-2f);
 }
 
-/* e^x = 2^k (1 + p) for |x| <= 300: p is returned, |p| < 0.42, and *t has k + shift in its low bits, shift an integer.
-   The error of p is up to 0.7 * 2^-24. power_f32(t) is 2^(k + shift - 127). */
-FN float exp_fraction_f32(float x, float shift, float *t)
+/* e^(x + lo) = 2^k (1 + p) for |x| <= 300: p is returned, |p| < 0.42, and *t has k + shift in its low bits, shift an
+   integer. The error of p is up to 0.7 * 2^-24. power_f32(t) is 2^(k + shift - 127). */
+FN float exp_fraction2_f32(float x, float lo, float shift, float *t)
 {
     const float magic = F32_MAGIC + shift;
     float k, r, r2;
     *t = FN_FMAF(x, 0x1.715476p+0f, magic);
     k = *t - magic;
-    r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, x));
+    r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, x) + lo);
     r2 = r * r;
     return FN_FMAF(r2, exp_poly_sums_f32(r, r2), r);
 }
+FN float exp_fraction_f32(float x, float shift, float *t) { return exp_fraction2_f32(x, -0.0f, shift, t); }
 FN float power_f32(float t) { return from_bits_f32(bits_f32(t) << 23); }
 
 FN_BOUND(float, fn_exp_times_low_f32, -200.0f);
@@ -211,10 +212,10 @@ FN_BOUND(float, fn_sigmoid_low_f32, -105.0f);
 FN_BOUND(float, fn_silu_low_f32, -115.0f);
 FN_BOUND(float, fn_logistic_high_f32, 32.0f);
 
-/* The divisor for -115 <= x <= 32, with what its sum rounded off. */
-FN float logistic_divisor_f32(float x, float *lo)
+/* The divisor for e^(x + x_lo), x <= 115, with what its sum rounded off */
+FN float logistic_divisor_f32(float x, float x_lo, float *lo)
 {
-    float t, p = exp_fraction_f32(-x, 127 - 40, &t), power = power_f32(t);
+    float t, p = exp_fraction2_f32(x, x_lo, 127 - 40, &t), power = power_f32(t);
     float d = FN_FMAF(power, p, power + F32_LOGISTIC_SCALE);
     *lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
     return d;
@@ -225,7 +226,7 @@ FN float missing_f32(float q, float d, float lo, float n) { return FN_FMAF(-q, l
 FN float sigmoid_f32(float x)
 {
     float inside = min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32);
-    float lo, d = logistic_divisor_f32(inside, &lo), q = F32_LOGISTIC_SCALE / d;
+    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = F32_LOGISTIC_SCALE / d;
     /* where sigmoid is so subnormal that neighbours share a value, the quotient is monotone, with a correction it is not */
     float inverse = select_f32(inside < -91.0f, 0.0f, rough_inverse_f32(d));
     return FN_FMAF(missing_f32(q, d, lo, F32_LOGISTIC_SCALE), inverse, q);
@@ -235,7 +236,47 @@ FN float sigmoid_f32(float x)
 FN float silu_f32(float x)
 {
     float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_zero_f32);
-    float lo, d = logistic_divisor_f32(inside, &lo), q = inside / d;
+    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = inside / d;
+    q = FN_FMAF(missing_f32(q, d, lo, inside), rough_inverse_f32(d), q);
+    return copysign_f32(FN_FMAF(q, F32_LOGISTIC_SCALE, excess), x);
+}
+
+FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
+/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / (a + g) with a g that falls from 0.8 to 0: a
+   number and a times a fraction. Quotient and power are carried in two parts, 2^-24 and 2^24 times what they are, so that
+   a power may be subnormal. 1.5 ULP */
+FN float gelu_f32(float x)
+{
+    const float density = 0x1.988454p-2f * 0x1p-24f, magic = F32_MAGIC + (127 + 24);
+    float a = min_f32(abs_f32(x), fn_gelu_end_f32), square_lo, square = two_prod_f32(a, a, &square_lo);
+    float above = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(-0x1.a5dc4ep-24f, a, -0x1.aa7cbp-8f), a, -0x1.ce70fep-5f), a, -0x1.abe9f6p-3f), a, -0x1.7419e2p-2f);
+    float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0b7a5cp-7f, a, 0x1.4b11d8p-4f), a, 0x1.75faeep-2f), a, 0x1.bffbdep-1f), a, 1.0f);
+    float fraction = above / below, g = FN_FMAF(a, fraction, 0x1.988454p-1f), g_lo = FN_FMAF(a, fraction, 0x1.988454p-1f - g);
+    float d = a + g, d_lo = ((max_f32(a, g) - d) + min_f32(a, g)) + g_lo;
+    float q = density / d, q_lo = missing_f32(q, d, d_lo, density) * rough_inverse_f32(d);
+    float t = FN_FMAF(square, -0.5f * 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
+    float r = FN_FMAF(k, -0x1.62e43p-1f, square * -0.5f), r_lo = FN_FMAF(square_lo, -0.5f, k * 0x1.05c61p-29f);
+    float r2 = r * r, poly = exp_poly_sums_f32(r, r2), p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p) + r_lo;
+    float tail = fast_two_sum_f32(q, FN_FMAF(q, p, FN_FMAF(q, FN_FMAF(p_lo, p, p_lo), q_lo)), &q_lo);
+    return copysign_f32(max_f32(x, fn_zero_f32) - FN_FMAF(power, tail, power * q_lo), x);
+}
+
+FN_BOUND(float, fn_gelu_tanh_low_f32, -11.0f);
+FN_BOUND(float, fn_gelu_tanh_high_f32, 8.0f);
+FN_BOUND(float, fn_gelu_tanh_linear_f32, 0x1.988454p+0f);
+/* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. 1.3 ULP */
+FN float gelu_tanh_f32(float x)
+{
+    float inside = min_f32(max_f32(x, fn_gelu_tanh_low_f32), fn_gelu_tanh_high_f32), excess = max_f32(x - fn_gelu_tanh_high_f32, fn_zero_f32);
+    const float linear = fn_gelu_tanh_linear_f32, cubic = 0x1.2444f2p-4f;
+    float lo, d, q, square_lo, square = two_prod_f32(inside, inside, &square_lo);
+    float term_lo, term = two_prod_f32(square, cubic, &term_lo), factor = term + linear, factor_lo, z_lo, z;
+    factor_lo = (max_f32(term, linear) - factor) + min_f32(term, linear);
+    factor_lo += FN_FMAF(square_lo, cubic, FN_FMAF(square, 0x1.49b16ap-29f, term_lo - 0x1.857936p-25f));
+    z = two_prod_f32(inside, factor, &z_lo);
+    z_lo = FN_FMAF(inside, factor_lo, z_lo);
+    d = logistic_divisor_f32(-z, -z_lo, &lo);
+    q = inside / d;
     q = FN_FMAF(missing_f32(q, d, lo, inside), rough_inverse_f32(d), q);
     return copysign_f32(FN_FMAF(q, F32_LOGISTIC_SCALE, excess), x);
 }
