@@ -50,14 +50,14 @@ static struct {
     pthread_mutex_t owner; /* held by the thread whose job the pool is running */
     pthread_mutex_t lock;  /* guards wake */
     pthread_cond_t wake;
-    int workers; /* started so far; changed by the owner alone */
+    atomic_int workers; /* started so far; changed by the owner alone */
     unsigned start[FN_MAX_WORKERS]; /* number of the last job before each worker began */
-    /* The job. A worker that comes late may read these while the next job is being written: then the number in its
-       ticket is no longer the job's, and it gets no part. */
-    _Atomic(fn_task) task;
-    _Atomic(void *) context;
-    atomic_int parts, threads;
-    atomic_ullong ticket; /* number of the job, times 2^32, plus the number of parts that have been taken */
+    /* The job: does not change while a part of it is not done, so whoever has taken a part may read it */
+    fn_task task;
+    void *context;
+    int parts;
+    atomic_int threads;
+    atomic_ullong ticket;  /* number of the job, times 2^32, plus the number of its parts that nobody has taken */
     atomic_int unfinished; /* parts of the job that are not done */
     atomic_int sleepers;   /* workers that need a wake-up call */
     atomic_uint stirs;     /* wake-up calls without a job */
@@ -107,13 +107,10 @@ static void fn_wake_workers(void)
 /* Run parts of the job as long as there are any that nobody has taken. */
 static void fn_run_parts(unsigned job)
 {
-    const fn_task task = atomic_load(&fn_pool.task);
-    void *const context = atomic_load(&fn_pool.context);
-    const int parts = atomic_load(&fn_pool.parts);
     unsigned long long ticket = atomic_load(&fn_pool.ticket);
-    while ((unsigned)(ticket >> 32) == job && (int)(ticket & 0xffffffff) < parts) {
-        if (atomic_compare_exchange_weak(&fn_pool.ticket, &ticket, ticket + 1)) {
-            task(context, (int)(ticket & 0xffffffff));
+    while ((unsigned)(ticket >> 32) == job && (unsigned)ticket) {
+        if (atomic_compare_exchange_weak(&fn_pool.ticket, &ticket, ticket - 1)) {
+            fn_pool.task(fn_pool.context, fn_pool.parts - (int)(unsigned)ticket);
             atomic_fetch_sub_explicit(&fn_pool.unfinished, 1, memory_order_release);
             ticket = atomic_load(&fn_pool.ticket);
         }
@@ -147,8 +144,8 @@ static void fn_start_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (fn_pool.workers < wanted && fn_pool.workers < FN_MAX_WORKERS) {
         pthread_t thread;
-        fn_pool.start[fn_pool.workers] = fn_job();
-        if (pthread_create(&thread, &attributes, fn_worker, (void *)(intptr_t)fn_pool.workers))
+        fn_pool.start[atomic_load(&fn_pool.workers)] = fn_job();
+        if (pthread_create(&thread, &attributes, fn_worker, (void *)(intptr_t)atomic_load(&fn_pool.workers)))
             break;
         fn_pool.workers++;
     }
@@ -167,12 +164,12 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     if (fn_pool.workers < threads - 1)
         fn_start_workers(threads - 1);
     const unsigned job = fn_job() + 1;
-    atomic_store(&fn_pool.task, task);
-    atomic_store(&fn_pool.context, context);
-    atomic_store(&fn_pool.parts, parts);
+    fn_pool.task = task;
+    fn_pool.context = context;
+    fn_pool.parts = parts;
     atomic_store(&fn_pool.threads, threads);
     atomic_store(&fn_pool.unfinished, parts);
-    atomic_store(&fn_pool.ticket, (unsigned long long)job << 32);
+    atomic_store(&fn_pool.ticket, (unsigned long long)job << 32 | (unsigned)parts);
     if (atomic_load(&fn_pool.sleepers))
         fn_wake_workers();
     fn_run_parts(job);
@@ -203,13 +200,13 @@ static int fn_pool_ready(int threads)
     return 0;
 }
 
-/* Only the forking thread lives on in the child: forget the workers, and whatever was locked by the others. */
+/* Only the forking thread lives on in the child: forget the workers, and whatever the others had locked or taken. */
 static void fn_pool_after_fork(void)
 {
     pthread_mutex_init(&fn_pool.owner, NULL);
     pthread_mutex_init(&fn_pool.lock, NULL);
     pthread_cond_init(&fn_pool.wake, NULL);
-    fn_pool.workers = 0;
+    atomic_store(&fn_pool.workers, 0);
     atomic_store(&fn_pool.sleepers, 0);
 }
 

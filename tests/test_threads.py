@@ -126,6 +126,26 @@ def test_concurrent_callers():
         assert list(pool.map(work, range(32))) == list(range(32))
 
 
+def test_late_workers_disturb_nobody():
+    """More threads than processors, jobs of all sizes, pauses in which workers fall asleep: each result is right."""
+    script = """
+import time
+import numpy as np, fastnn as fn
+rng = np.random.default_rng(0)
+inputs = [rng.normal(size=n).astype(np.float32) for n in (9_000, 20_000, 70_000)]
+wants = [fn.gelu(x) for x in inputs]
+end = time.monotonic() + 6
+while time.monotonic() < end:
+    i, n = rng.integers(3), int(rng.integers(2, 17))
+    with fn.runtime.threads(n):
+        assert np.array_equal(fn.gelu(inputs[i]), wants[i])
+    if rng.random() < 0.2:
+        time.sleep(rng.random() * 3e-4)
+print("fine")
+"""
+    assert run(script)[0] == "fine"
+
+
 def test_other_threads_run_meanwhile():
     """The interpreter lock is released: the main thread runs while another one is inside a kernel."""
     x = np.zeros(8_000_000, np.float32)
