@@ -1,8 +1,12 @@
-/* Which instruction-set levels this processor and operating system can run, and what built us. */
+/* Which instruction-set levels this processor and operating system can run, how large its cache is, and what built us. */
 #ifndef FN_CPU_H
 #define FN_CPU_H
 
+#include <stddef.h>
 #include <string.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 #include "build_info.h"
 
@@ -15,6 +19,17 @@
 #else
 #define FN_COMPILER "unknown"
 #endif
+
+/* Bytes of the last-level cache, 32 MB where the system does not say */
+static ptrdiff_t fn_last_level_cache(void)
+{
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes > 0)
+        return bytes;
+#endif
+    return 32 << 20;
+}
 
 static int fn_cpu_runs(const char *level)
 {

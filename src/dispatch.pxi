@@ -7,6 +7,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 
 cdef extern from "cpu.h" nogil:
     bint fn_cpu_runs(const char* level)
+    Py_ssize_t fn_last_level_cache()
     const char* FN_COMPILER
     const char* FN_BUILD_FLAGS
     const char* FN_BUILD_LEVELS

@@ -28,7 +28,9 @@ cdef enum:
     MAX_DIMS = 64  # NumPy's limit
     MAX_INPUTS = 3
     CACHE_LINE = 64
-    STREAM_BYTES = 48 << 20  # results from this size on bypass the caches: no last-level cache keeps them
+
+# Results from this size on bypass the caches: what is read and what is written no longer fit the last level together.
+cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() // 2
 
 cdef struct Operand:
     char* data
