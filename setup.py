@@ -22,7 +22,7 @@ GENERATED = SRC / "generated"
 
 # Contraction is off and fma explicit, so every level with a hardware fma computes the same bits. Trapping-math and
 # errno are given up, nothing else of IEEE arithmetic is: -ffast-math would also flush subnormals in the whole process.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-fast-math", "-Wno-unused-function"]
+FLAGS = ["-O3", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-unused-function"]
 # gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep a
 # select's two arms out of branches: three passes move them there, loads included, and the vectorizer then gives up
 # (without masks, so below v4, on most of the loops: ten times slower). Loops of up to 60 instructions are unrolled
