@@ -23,10 +23,9 @@ GENERATED = SRC / "generated"
 # Contraction is off and fma explicit, so every level with a hardware fma computes the same bits. Trapping-math and
 # errno are given up, nothing else of IEEE arithmetic is: -ffast-math would also flush subnormals in the whole process.
 FLAGS = ["-O3", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-unused-function"]
-# gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep a
-# select's two arms out of branches: three passes move them there, loads included, and the vectorizer then gives up
-# (without masks, so below v4, on most of the loops: ten times slower). Loops of up to 60 instructions are unrolled
-# twice: the processor's window is too short to overlap their iterations by itself; the longest ones would spill.
+# gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep three
+# passes from moving a select's arms about, which costs softsign and selu a sixth. Loops of up to 60 instructions are
+# unrolled twice: the processor's window is too short to overlap their iterations by itself; the longest would spill.
 LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
 LOOP_FLAGS += [f"--param={name}" for name in ("max-average-unrolled-insns=120", "max-unrolled-insns=240")]
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
