@@ -9,7 +9,10 @@ from test_threads import run
 
 import fastnn as fn
 
-get_handler_name = (getattr(np, "_core", None) or np.core).multiarray.get_handler_name  # np.core before NumPy 2
+try:
+    from numpy._core.multiarray import get_handler_name
+except ImportError:  # before NumPy 2
+    from numpy.core.multiarray import get_handler_name
 
 ELEMENTS = 9 << 20  # 36 MB of float32
 
