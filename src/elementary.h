@@ -38,6 +38,8 @@
 
 #include "elementary_f32.h"
 #include "elementary_f64.h"
+#include "logistic_f64.h"
+#include "normal_f64.h"
 #include "elementary_wide.h"
 
 #endif

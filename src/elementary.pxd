@@ -17,12 +17,10 @@ cdef extern from "elementary.h" nogil:
     float two_prod_f32(float a, float b, float* lo) noexcept
     float remainder_f32(float q, float d, float n) noexcept
     float scale_f32(float m, float k) noexcept
-    float exp_parts_f32(float x, float* lo, float* k) noexcept
     float exp_parts2_f32(float x, float x_lo, float* lo, float* k) noexcept
     float expm1_parts_f32(float x, float* lo) noexcept
     float exp_f32(float x) noexcept
     float exp_inside_f32(float x) noexcept
-    float expm1_f32(float x) noexcept
     float expm1_domain_f32(float x) noexcept
     float above_low_three_f32(float x) noexcept
     float below_high_three_f32(float x) noexcept
@@ -49,18 +47,15 @@ cdef extern from "elementary.h" nogil:
     double two_prod_f64(double a, double b, double* lo) noexcept
     double remainder_f64(double q, double d, double n) noexcept
     double scale_f64(double m, double k) noexcept
-    double exp_parts_f64(double x, double* lo, double* k) noexcept
     double exp_parts2_f64(double x, double x_lo, double* lo, double* k) noexcept
     double expm1_parts_f64(double x, double* lo) noexcept
     double exp_f64(double x) noexcept
     double exp_inside_f64(double x) noexcept
-    double expm1_f64(double x) noexcept
     double expm1_domain_f64(double x) noexcept
     double above_low_three_f64(double x) noexcept
     double below_high_three_f64(double x) noexcept
     double within_zero_six_f64(double x) noexcept
     double log1p_f64(double e) noexcept
-    double quotient_f64(double n, double n_lo, double d, double d_lo) noexcept
     double logistic_f64(double x) noexcept
     double silu_f64(double x) noexcept
     double silu_slope_f64(double x) noexcept
@@ -70,9 +65,18 @@ cdef extern from "elementary.h" nogil:
     double gelu_tanh_slope_f64(double x) noexcept
     double mish_f64(double x) noexcept
     double mish_slope_f64(double x) noexcept
-    double logistic2_f64(double x, double x_lo) noexcept
     double softplus_f64(double x, double beta) noexcept
+    double softplus_one_f64(double x) noexcept
+    double softplus_slope_f64(double x, double beta) noexcept
+    double log_sigmoid_f64(double x) noexcept
+    double log_sigmoid_slope_f64(double x) noexcept
+    double exp_times_f64(double m, double x) noexcept
+    double times_parts_f64(double m, double hi, double lo) noexcept
+    double celu_below_f64(double x, double alpha) noexcept
+    double celu_slope_below_f64(double x, double alpha) noexcept
     double tanh_f64(double x) noexcept
+    double softsign_f64(double x) noexcept
+    double softsign_slope_f64(double x) noexcept
 
     const bint FN_HAS_FMA
 
@@ -152,12 +156,6 @@ cdef inline real scale(real m, real k) noexcept nogil:
     else:
         return scale_f64(m, k)
 
-cdef inline real exp_parts(real x, real* lo, real* k) noexcept nogil:
-    if real is float:
-        return exp_parts_f32(x, lo, k)
-    else:
-        return exp_parts_f64(x, lo, k)
-
 cdef inline real exp_parts2(real x, real x_lo, real* lo, real* k) noexcept nogil:
     if real is float:
         return exp_parts2_f32(x, x_lo, lo, k)
@@ -181,12 +179,6 @@ cdef inline real exp(real x) noexcept nogil:
         return exp_f32(x)
     else:
         return exp_f64(x)
-
-cdef inline real expm1(real x) noexcept nogil:
-    if real is float:
-        return expm1_f32(x)
-    else:
-        return expm1_f64(x)
 
 cdef inline real expm1_domain(real x) noexcept nogil:
     if real is float:

@@ -114,14 +114,9 @@ FN float exp_parts2_f32(float x, float x_lo, float *lo, float *k)
     *lo = e + FN_FMAF(r_lo, hi, r * r * exp_poly_f32(r));
     return hi;
 }
-FN float exp_parts_f32(float x, float *lo, float *k)
-{
-    return exp_parts2_f32(x, 0.0f, lo, k);
-}
-
 FN float exp_f32(float x)
 {
-    float lo, k, hi = exp_parts_f32(x, &lo, &k);
+    float lo, k, hi = exp_parts2_f32(x, 0.0f, &lo, &k);
     return scale_f32(hi + lo, k);
 }
 
@@ -178,13 +173,6 @@ FN float expm1_parts_f32(float x, float *lo)
     float p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p), rest = power - 1.0f, hi = FN_FMAF(power, p, rest);
     *lo = FN_FMAF(power, p_lo, FN_FMAF(power, p, rest - hi));
     return hi;
-}
-
-/* e^x - 1, x <= 0 */
-FN float expm1_f32(float x)
-{
-    float lo, hi = expm1_parts_f32(max_f32(x, fn_expm1_low_f32), &lo);
-    return select_f32(x == 0.0f, x, hi + lo);
 }
 
 /* log(1 + e), 0 <= e <= 1 */

@@ -1,9 +1,10 @@
-"""Regenerate every polynomial coefficient of elementary_f32.h and elementary_f64.h: ``python src/fit.py [name ...]``.
+"""Regenerate every polynomial coefficient of the headers: ``python src/fit.py [name ...]``.
 
 Each fit is a weighted minimax polynomial, found by Lawson's iteration in mpmath. The coefficients are rounded to the
 format one after the other, the most sensitive (lowest) first, and the rest is fitted again after each rounding, so that
 the rounded polynomial is about as good as the ideal one. Printed for each: the largest weighted error of the rounded
-polynomial, in units of the format's half ulp of one, then the coefficients from the constant term up.
+polynomial, in units of the format's half ulp of one, then the coefficients from the constant term up; of cubics that
+are evaluated as (r^2 + a)(b r + c) + d, a, b, c and d.
 
 Only mpmath is needed. Nothing here runs at build time: the printed constants are pasted into the headers.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from mpmath import (
     atanh,
     cos,
+    cosh,
     erfc,
     exp,
     expm1,
@@ -31,7 +33,9 @@ from mpmath import (
     mp,
     mpf,
     pi,
+    sinh,
     sqrt,
+    tanh,
 )
 
 mp.prec = 240
@@ -52,6 +56,7 @@ class Fit:
     degree: int
     wide: bool = False  # coefficients in float64 although the accuracy is float32's
     long_constant: bool = False  # the constant term has a low part, so it is rounded to twice the bits
+    cubics: tuple[int, ...] = ()  # powers from which on four terms are evaluated as (r**2 + a) * (b * r + c) + d
 
 
 def rounded(value: mpf, bits: int) -> mpf:
@@ -151,8 +156,14 @@ def exp_rest(r: mpf) -> mpf:
     return (expm1(r) - r) / r**2 if r else mpf(1) / 2
 
 
-def fits(bits: int) -> dict[str, Fit]:
-    single = bits == SINGLE
+TINY = mpf(2) ** -40  # where a formula in z is 0 / 0 at 0
+
+
+def log_rest(z: mpf) -> mpf:
+    return 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z
+
+
+def single_fits() -> dict[str, Fit]:
     # log1p(f) = f - f**2 / 2 + f**3 * polynomial, error relative to log1p(f)
     log1p_single = Fit(
         lambda f: (log1p(f) - f + f * f / 2) / f**3 if f else mpf(1) / 3,
@@ -161,45 +172,61 @@ def fits(bits: int) -> dict[str, Fit]:
         mpf(1) / 2,
         9,
     )
-    # log1p(f) = 2 * s + s * z * polynomial(z), s = f / (2 + f), z = s**2, error relative to 2 * s
-    log1p_double = Fit(
-        lambda z: 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z,
-        lambda z: z / 2,
-        mpf(2) ** -40,
-        mpf(1) / 25,
-        7,
-    )
-    # log1p(e) = 2 * s + s * z * polynomial(z) as below, for all of 0 <= e <= 1, in float64 for a float32 result
-    log1p_wide = Fit(
-        lambda z: 2 * (atanh(sqrt(z)) / sqrt(z) - 1) / z, lambda z: z / 2, mpf(2) ** -40, mpf(1) / 9, 4, wide=True
-    )
-    # gelu_slope_tail(a) = (zero - a) * polynomial
-    slope = tail_fit(DOUBLE, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 20)
-    return ({"log1p_wide": log1p_wide} if single else {"gelu_slope_tail": slope}) | {
+    # log1p(e) = 2 * s + s * z * polynomial(z), s = e / (2 + e), z = s**2, 0 <= e <= 1; in float64 for a float32 result
+    log1p_wide = Fit(log_rest, lambda z: z / 2, mpf(2) ** -40, mpf(1) / 9, 4, wide=True)
+    return {
+        "log1p_wide": log1p_wide,
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
-        "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4 if single else 9),
-        # the same, error relative to exp(r) - 1; float32 gets by with the first
-        "expm1": Fit(exp_rest, lambda r: r**2 / expm1(r) if r else mpf(0), -HALF_LN2, HALF_LN2, 5 if single else 10),
-        "log1p": log1p_single if single else log1p_double,
-        # normal_tail(a) = polynomial / (a + TAIL_SHIFT or TAIL_LEVEL)
-        "normal_tail": tail_fit(
-            bits, lambda a: normal_tail(a) * (a + (TAIL_SHIFT if single else TAIL_LEVEL)), 10 if single else 22
-        ),
+        "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4),
+        "exp in sums": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
+        "log1p": log1p_single,
+        # normal_tail(a) = polynomial / (a + TAIL_SHIFT)
+        "normal_tail": tail_fit(SINGLE, lambda a: normal_tail(a) * (a + TAIL_SHIFT), 10),
     }
 
 
-def exp_fraction() -> tuple[list[mpf], list[mpf], mpf]:
-    """p and q of e^r = (2 + even + odd) / (2 + even - odd), odd = r + r z (p0 + p1 z), even = z (q0 + q1 z), z = r^2.
+def double_fits() -> dict[str, Fit]:
+    """Odd and even functions are fitted in z, the square of their argument; exactly zero it need not be."""
+    square = HALF_LN2**2
+    return {
+        # exp(r) - 1 = r + r**2 * polynomial, error relative to exp(r) - 1
+        "exp": Fit(exp_rest, lambda r: r**2 / expm1(r) if r else mpf(0), -HALF_LN2, HALF_LN2, 9, cubics=(2, 6)),
+        # sinh(r) = r + r * z * polynomial, cosh(r) - 1 = z * polynomial, error in exp(r)
+        "sinh": Fit(lambda z: (sinh(sqrt(z)) / sqrt(z) - 1) / z, lambda z: z, TINY, square, 4),
+        "cosh": Fit(lambda z: (cosh(sqrt(z)) - 1) / z, lambda z: z, TINY, square, 4),
+        # tanh(h) = h + h * z * polynomial, error relative to tanh(h)
+        "tanh": Fit(
+            lambda z: (tanh(sqrt(z)) / sqrt(z) - 1) / z,
+            lambda z: z * sqrt(z) / tanh(sqrt(z)),
+            TINY,
+            mpf("0.208") ** 2,
+            5,
+        ),
+        # log(1 + f) = 2 * g + g * z * polynomial, g = f / (2 + f), z = g**2, error relative to 2 * g
+        "log": Fit(log_rest, lambda z: z / 2, TINY, mpf("0.0296"), 6, cubics=(3,)),
+        # normal_tail(a) = polynomial / (a + TAIL_LEVEL)
+        "normal_tail": tail_fit(DOUBLE, lambda a: normal_tail(a) * (a + TAIL_LEVEL), 22),
+        # gelu_slope_tail(a) = (zero - a) * polynomial
+        "gelu_slope_tail": tail_fit(DOUBLE, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 20),
+    }
 
-    odd / (2 + even) is tanh(r / 2): linear in the unknowns, so Lawson's iteration serves again.
+
+FRACTION_SCALE = mpf(107) / 128  # 2 of it, and what w adds, are below 2, where rounding errors are smaller
+
+
+def exp_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """p and q of e^r = (even + odd) / (even - odd), odd = r (c + z (p0 + p1 z)), even = 2 c + z (q0 + q1 z), z = r^2.
+
+    c is FRACTION_SCALE. odd / even is tanh(r / 2): linear in the unknowns, so Lawson's iteration serves again.
     """
+    scale = FRACTION_SCALE
     grid = [HALF_LN2 * cos(pi * (i + mpf(1) / 2) / 400) for i in range(200)]
     halves = [(exp(r) - 1) / (exp(r) + 1) for r in grid]
     rows = [[r**3, r**5, -t * r**2, -t * r**4] for r, t in zip(grid, halves, strict=True)]
-    targets = [2 * t - r for r, t in zip(grid, halves, strict=True)]
+    targets = [scale * (2 * t - r) for r, t in zip(grid, halves, strict=True)]
 
     def errors(c: list[mpf]) -> list[mpf]:
-        ratios = [(r + c[0] * r**3 + c[1] * r**5) / (2 + c[2] * r**2 + c[3] * r**4) for r in grid]
+        ratios = [(scale * r + c[0] * r**3 + c[1] * r**5) / (2 * scale + c[2] * r**2 + c[3] * r**4) for r in grid]
         return [fabs((1 + t) / (1 - t) * exp(-r) - 1) for r, t in zip(grid, ratios, strict=True)]
 
     weights = [mpf(1)] * len(grid)
@@ -221,14 +248,24 @@ def in_parts(value: mpf, bits: int) -> str:
     return f"{c_literal(high, bits)} + {c_literal(rounded(value - high, bits), bits)}"
 
 
+def in_sums(polynomial: list[mpf], cubics: tuple[int, ...], bits: int) -> list[mpf]:
+    """The coefficients, each four that begin a cubic replaced by a, b, c, d of (r^2 + a)(b r + c) + d."""
+    result = list(polynomial)
+    for k in cubics:
+        c0, c1, c2, c3 = polynomial[k : k + 4]
+        a = rounded(c1 / c3, bits)
+        result[k : k + 4] = [a, c3, c2, rounded(c0 - a * c2, bits)]
+    return result
+
+
 def main(names: list[str]) -> None:
-    for bits in (SINGLE, DOUBLE):
-        for name, fit in fits(bits).items():
+    for bits, fits in ((SINGLE, single_fits()), (DOUBLE, double_fits())):
+        for name, fit in fits.items():
             if names and name not in names:
                 continue
             polynomial, error = coefficients(fit, bits)
             print(f"{name}, {bits} bits, degree {fit.degree}: error {float(error * 2**bits):.4f} units of 2^-{bits}")
-            for power, value in enumerate(polynomial):
+            for power, value in enumerate(in_sums(polynomial, fit.cubics, bits)):
                 precision = DOUBLE if fit.wide else bits
                 print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, precision))
         for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():

@@ -220,9 +220,9 @@ def exact_mpmath(row: Activation, direction: str, saved: Array) -> tuple[Array, 
     """The exact value of each element as the sum of two float64: the nearest one and what is left."""
     import mpmath as mp
 
-    formula = _mp_formulas()[row.name][direction == "backward"]
     high, low = np.empty_like(saved), np.empty_like(saved)
-    with mp.workprec(220):
+    with mp.workprec(220):  # for the formulas' constants too
+        formula = _mp_formulas()[row.name][direction == "backward"]
         for i, value in enumerate(saved.tolist()):
             # beyond, every function is at a limit that its float64 formula gives; exp(1e300) is not feasible
             exact = formula(mp.mpf(value)) if abs(value) < 1e5 else mp.mpf(_limit(row, direction, value))
