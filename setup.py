@@ -37,6 +37,7 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "freethreading_compatible": True,
+    "warn.unreachable": False,  # what follows a return for one type of a fused function
 }
 LEVELS = {"__x86_64__": {"baseline": [], "v3": X86_V3, "v4": X86_V4}, "__aarch64__": {"neon": []}}
 

@@ -6,12 +6,14 @@
 from elementary cimport (
     celu_below_f64, celu_slope_below_f64, exp_times_f64, gelu_f64, gelu_slope_f64, gelu_tanh_f64,
     gelu_tanh_slope_f64, log_sigmoid_f64, log_sigmoid_slope_f64, logistic_f64, mish_f64, mish_slope_f64, silu_f64,
-    silu_slope_f64, softplus_f64, softplus_one_f64, softplus_slope_f64, softsign_f64, softsign_slope_f64,
-    times_parts_f64, abs_f64, exp_argument_wide, exp_wide, expm1_wide, gelu_slope_wide, gelu_tanh_slope_wide,
-    gelu_tanh_wide, gelu_wide, log1p_wide, within_wide, below_zero_f32, exp_times_f32, gelu_f32, gelu_tanh_f32,
-    logistic_f32, mish_f32, sigmoid_f32, silu_f32, softplus_f32, FN_HAS_FMA, real, above_low_three, absolute,
-    below_high_three, copysign, expm1_domain, expm1_parts, fast_two_sum, fma, lower_of, quotient, remainder, select,
-    two_sum, upper_of, within_zero_six, tanh as elementary_tanh,
+    silu_slope_f64, softplus_f64, softplus_one_f64, softplus_slope_f64, times_parts_f64, abs_f64,
+    exp_argument_wide, exp_wide, expm1_wide, gelu_slope_wide, gelu_tanh_slope_wide, gelu_tanh_wide, gelu_wide,
+    log1p_wide, within_wide,
+    below_zero_f32, exp_times_f32, gelu_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
+    softplus_f32,
+    FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, copysign, expm1_domain,
+    expm1_parts, fast_two_sum, fma, lower_of, one_plus, remainder, select, upper_of, within_zero_six,
+    tanh as elementary_tanh,
 )
 
 # dy times the derivative d, which is a number: NaN in saved gives NaN, and dy does not count where d is exactly 0.
@@ -239,22 +241,16 @@ cdef inline real mish_backward(real dy, real x) noexcept nogil:
         d = n + 2
         return dy * <float> ((n * d + 4 * b * (n - e)) / (d * d))
 
-# x / (1 + |x|)
+# x / (1 + |x|), the remainder of the first quotient in it
 cdef inline real softsign(real x) noexcept nogil:
-    cdef real a, s, s_lo
-    if real is double:
-        return softsign_f64(x)
-    a = lower_of(absolute(x), <real> 2**60)
-    s = two_sum(a, <real> 1, &s_lo)
-    return copysign(quotient(a, <real> 0, s, s_lo), x)
+    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = <real> 1 / d, q = a * inverse
+    return copysign(fma(fma(-q, d_lo, remainder(q, d, a)), inverse, q), x)
 
+# 1 / (1 + |x|)^2
 cdef inline real softsign_backward(real dy, real x) noexcept nogil:
-    cdef double d
-    if real is double:
-        return dy * softsign_slope_f64(x)
-    else:
-        d = 1 + <double> absolute(x)
-        return <float> (dy / (d * d))
+    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = <real> 1 / d, rest
+    rest = fma(-inverse, d_lo, remainder(inverse, d, <real> 1))
+    return dy * fma(inverse * inverse, rest + rest, inverse * inverse)
 
 # -log(1 + e^-x)
 cdef inline real log_sigmoid(real x) noexcept nogil:

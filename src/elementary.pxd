@@ -25,6 +25,8 @@ cdef extern from "elementary.h" nogil:
     float above_low_three_f32(float x) noexcept
     float below_high_three_f32(float x) noexcept
     float within_zero_six_f32(float x) noexcept
+    float below_softsign_end_f32(float x) noexcept
+    float one_plus_f32(float a, float* lo) noexcept
     float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
@@ -55,6 +57,8 @@ cdef extern from "elementary.h" nogil:
     double above_low_three_f64(double x) noexcept
     double below_high_three_f64(double x) noexcept
     double within_zero_six_f64(double x) noexcept
+    double below_softsign_end_f64(double x) noexcept
+    double one_plus_f64(double a, double* lo) noexcept
     double log1p_f64(double e) noexcept
     double logistic_f64(double x) noexcept
     double silu_f64(double x) noexcept
@@ -75,8 +79,6 @@ cdef extern from "elementary.h" nogil:
     double celu_below_f64(double x, double alpha) noexcept
     double celu_slope_below_f64(double x, double alpha) noexcept
     double tanh_f64(double x) noexcept
-    double softsign_f64(double x) noexcept
-    double softsign_slope_f64(double x) noexcept
 
     const bint FN_HAS_FMA
 
@@ -204,6 +206,18 @@ cdef inline real within_zero_six(real x) noexcept nogil:
     else:
         return within_zero_six_f64(x)
 
+cdef inline real below_softsign_end(real x) noexcept nogil:
+    if real is float:
+        return below_softsign_end_f32(x)
+    else:
+        return below_softsign_end_f64(x)
+
+cdef inline real one_plus(real a, real* lo) noexcept nogil:
+    if real is float:
+        return one_plus_f32(a, lo)
+    else:
+        return one_plus_f64(a, lo)
+
 cdef inline real log1p(real e) noexcept nogil:
     if real is float:
         return log1p_f32(e)
@@ -215,8 +229,3 @@ cdef inline real tanh(real x) noexcept nogil:
         return tanh_f32(x)
     else:
         return tanh_f64(x)
-
-# (n + n_lo) / (d + d_lo), rounded once and a little: the remainder of the first quotient corrects it.
-cdef inline real quotient(real n, real n_lo, real d, real d_lo) noexcept nogil:
-    cdef real inverse = <real> 1 / d, q = n * inverse
-    return fma(remainder(q, d, n) + fma(-q, d_lo, n_lo), inverse, q)

@@ -327,3 +327,13 @@ FN float tanh_f32(float x)
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
     return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
+
+FN_BOUND(float, fn_one_f32, 1.0f);
+FN_BOUND(float, fn_softsign_end_f32, 0x1p80f); /* above, 1 / (1 + x) counts for nothing, nor does its square */
+FN float below_softsign_end_f32(float x) { return min_f32(x, fn_softsign_end_f32); }
+
+/* 1 + a = sum + *lo, a >= 0 */
+FN float one_plus_f32(float a, float *lo)
+{
+    return fast_two_sum_f32(max_f32(a, fn_one_f32), min_f32(a, fn_one_f32), lo);
+}

@@ -319,27 +319,11 @@ FN double tanh_f64(double x)
     return copysign_f64(square + n / FN_FMA(A, h + w, B), x);
 }
 
-FN_BOUND(double, fn_softsign_high_f64, 0x1p60); /* above, x / (1 + x) is 1 */
-FN_BOUND(double, fn_softsign_end_f64, 0x1p600); /* above, the square of 1 / (1 + x) is 0 */
+FN_BOUND(double, fn_softsign_end_f64, 0x1p600); /* above, 1 / (1 + x) counts for nothing, nor does its square */
+FN double below_softsign_end_f64(double x) { return min_f64(x, fn_softsign_end_f64); }
 
 /* 1 + a = sum + *lo, a >= 0 */
 FN double one_plus_f64(double a, double *lo)
 {
     return fast_two_sum_f64(max_f64(a, fn_clamp_high_f64), min_f64(a, fn_clamp_high_f64), lo);
-}
-
-/* x / (1 + |x|), the remainder of the first quotient in it */
-FN double softsign_f64(double x)
-{
-    double a = min_f64(abs_f64(x), fn_softsign_high_f64), d_lo, d = one_plus_f64(a, &d_lo);
-    double inverse = 1.0 / d, q = a * inverse;
-    return copysign_f64(FN_FMA(FN_FMA(-q, d_lo, remainder_f64(q, d, a)), inverse, q), x);
-}
-/* 1 / (1 + |x|)^2 */
-FN double softsign_slope_f64(double x)
-{
-    double d_lo, d = one_plus_f64(min_f64(abs_f64(x), fn_softsign_end_f64), &d_lo);
-    double inverse = 1.0 / d, square = inverse * inverse;
-    double rest = FN_FMA(-inverse, d_lo, remainder_f64(inverse, d, 1.0));
-    return FN_FMA(square, rest + rest, square);
 }
