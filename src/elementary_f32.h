@@ -245,7 +245,9 @@ FN float gelu_f32(float x)
     float t = FN_FMAF(square, -0.5f * 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
     float r = FN_FMAF(k, -0x1.62e43p-1f, square * -0.5f), r_lo = FN_FMAF(square_lo, -0.5f, k * 0x1.05c61p-29f);
     float r2 = r * r, poly = exp_poly_sums_f32(r, r2), p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p) + r_lo;
-    float tail = fast_two_sum_f32(q, FN_FMAF(q, p, FN_FMAF(q, FN_FMAF(p_lo, p, p_lo), q_lo)), &q_lo);
+    float tail;
+    q_lo = FN_FMAF(q, p_lo, q_lo);
+    tail = fast_two_sum_f32(q, FN_FMAF(q, p, FN_FMAF(q_lo, p, q_lo)), &q_lo);
     return copysign_f32(max_f32(x, fn_zero_f32) - FN_FMAF(power, tail, power * q_lo), x);
 }
 
