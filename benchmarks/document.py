@@ -2,10 +2,12 @@
 
     python -m fastnn bench --json bench.json
     python benchmarks/document.py performance bench.json
-    python benchmarks/document.py accuracy [--full]
+    python benchmarks/document.py accuracy [TABLE ...]
 
-The first fills docs/performance.md and benchmarks/README.md between their markers and draws docs/images; the second
-runs ``python -m fastnn verify`` for docs/accuracy.md and measures the peers' errors on the same inputs.
+The first fills docs/performance.md, benchmarks/README.md and README.md between their markers and draws docs/images; the
+second runs ``python -m fastnn verify`` for docs/accuracy.md and README.md and measures the peers' errors on the same
+inputs. The TABLEs are what ``verify --full --markdown`` printed, for one function or many: their lines replace those of
+the sampled inputs.
 """
 
 from __future__ import annotations
@@ -82,6 +84,25 @@ def means(rows: list[Row]) -> str:
         "lost cells",
     ]
     return table(columns, body)
+
+
+def in_short(rows: list[Row]) -> str:
+    """For the README: a line a family, one thread, results preallocated."""
+    body = []
+    for (family, dtype, threads, output), members in sorted(report.groups(rows).items()):
+        result = report.summary(members)
+        if result["compared"] and threads == 1 and output == "out" and dtype in ("float32", "float64"):
+            values = [times(result["peers"].get(name)) for name in ("torch", "onednn", "numpy")]
+            body.append(
+                [
+                    f"{family}, {dtype}",
+                    *values,
+                    times(result["best peer"]),
+                    f"{result['losses']} of {result['compared']}",
+                ]
+            )
+    columns = ["times as fast as", "PyTorch", "oneDNN", "NumPy", "the fastest peer of each cell", "cells lost"]
+    return table(columns, body) + "\n\n![Against each library, by size](docs/images/summary.png)"
 
 
 def elementwise(rows: list[Row], dtype: str, threads: int) -> str:
@@ -337,6 +358,7 @@ def save(figure: plt.Figure, name: str) -> None:
 def performance(paths: list[Path]) -> None:
     rows, about = report.load_json(paths)
     page, readme = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md"
+    fill(ROOT / "README.md", "speed", in_short(rows))
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     machine = f"{about['machine']['cpu']}, {about['machine']['system']}; {versions}; {about['created']}."
     fill(page, "machine", machine)
@@ -393,22 +415,45 @@ def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "sci
     return body
 
 
-def accuracy(full: bool) -> None:
+def accuracy(tables: list[Path]) -> None:
     parser = argparse.ArgumentParser()
     verify.add_arguments(parser)
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        code = verify.run(parser.parse_args(["--markdown", *(["--full"] if full else [])]))
+        code = verify.run(parser.parse_args(["--markdown"]))
     errors, rest = text.getvalue().split("\n\n")[:2]
+    full = {key(line): line for path in tables for line in path.read_text().splitlines() if line.startswith("|")}
+    errors = "\n".join(full.get(key(line), line) for line in errors.splitlines())
     page = ROOT / "docs" / "accuracy.md"
     fill(page, "errors", errors)
     fill(page, "properties", rest)
     with np.errstate(all="ignore"):
         body = peer_errors("forward") + peer_errors("backward")
+    fill(ROOT / "README.md", "errors", errors_in_short(errors, body))
     fill(page, "peers", table(["largest error in ULP, float32", "PyTorch", "NumPy idiom", "SciPy", "oneDNN"], body))
     print(text.getvalue().splitlines()[-1])
     if code:
         raise SystemExit("verification failed: see the table")
+
+
+def errors_in_short(errors: str, peers: list[list[str]]) -> str:
+    """For the README: float32 errors of the best level and PyTorch's, a line a function."""
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in errors.splitlines())
+    own = {(cells[0], cells[1]): cells[head.index("limit") - 1] for cells in lines}
+    torch = {line[0]: line[1] for line in peers}
+    body = []
+    for row in ACTIVATIONS:
+        line = [row.name]
+        for direction in ("forward", "backward"):
+            name = f"{row.name} {direction}"
+            line += [own[name, "float32"], torch[name]]
+        body.append(line)
+    return table(["float32", "forward", "PyTorch", "backward", "PyTorch"], body)
+
+
+def key(line: str) -> tuple[str, ...]:
+    """Function and dtype of a line of verification's table."""
+    return tuple(line.split("|")[1:3])
 
 
 def main() -> None:
@@ -416,12 +461,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     speed = commands.add_parser("performance")
     speed.add_argument("json", type=Path, nargs="+")
-    commands.add_parser("accuracy").add_argument("--full", action="store_true")
+    commands.add_parser("accuracy").add_argument("tables", type=Path, nargs="*")
     args = parser.parse_args()
     if args.command == "performance":
         performance(args.json)
     else:
-        accuracy(args.full)
+        accuracy(args.tables)
 
 
 if __name__ == "__main__":
