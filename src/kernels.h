@@ -35,47 +35,42 @@ typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrd
 /* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the
  * coefficients scale, shift, high, low, bias, centre, `width` elements apart; kind: the activation fused into the loop. */
 enum { FN_PLAIN, FN_RELU, FN_LEAKY };
+enum { FN_COLUMNS = 512 }; /* columns that the loops over columns take together */
+
+/* Sets, `apart` elements from each other, of runs, `stride` elements from each other, of n consecutive elements. */
+typedef struct {
+    ptrdiff_t sets, apart, runs, stride, n;
+} fn_sets;
 
 typedef struct {
     void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
-    void (*sums)(fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, fn_out lanes);
-    void (*apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope);
-    void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, ptrdiff_t ahead);
-    void (*back_sums)(fn_in dy, fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double mean, fn_in k,
-                      ptrdiff_t width, int kind, double slope, fn_out lanes);
-    void (*back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, double mean, double a, double b, double c, fn_in k,
-                       ptrdiff_t width, int kind, double slope);
+    int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k, ptrdiff_t width,
+                     double count, int centred, ptrdiff_t n, fn_out linear, fn_out gradients, fn_out doubtful);
+    /* sets */
+    void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
+    void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, fn_in gamma,
+                   fn_in beta, fn_in following, ptrdiff_t ahead, double shift, double *total, double *total_squares);
+    void (*back_sums)(fn_in dy, fn_in x, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope, fn_out totals);
+    void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
+                       double slope, int streamed, ptrdiff_t ahead);
+    /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
     void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,
                          ptrdiff_t width, int kind, double slope);
     void (*column_stream)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope);
-    void (*column_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride, ptrdiff_t n,
-                             fn_in mean, fn_in k, ptrdiff_t width, int kind, double slope, fn_out sums, fn_out products);
+    void (*column_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride, ptrdiff_t n, fn_in k,
+                             ptrdiff_t width, int kind, double slope, fn_out sums, fn_out products, fn_out squares);
     void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t dy_stride, ptrdiff_t stride,
-                              ptrdiff_t dx_stride, ptrdiff_t n, fn_in mean, fn_in linear, fn_in k, ptrdiff_t width,
-                              int kind, double slope);
-    /* float only */
-    void (*back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, fn_in k, int kind, double slope,
-                           fn_out lanes);
-    void (*back_apply_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, fn_in linear, fn_in k, int kind, double slope);
-    void (*back_stream_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t n, fn_in linear, fn_in k, int kind, double slope);
-    void (*column_back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in k, ptrdiff_t width,
-                                  int kind, double slope, fn_out sums, fn_out products, fn_out squares);
-    void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t dx_stride,
-                                   ptrdiff_t n, fn_in linear, fn_in k, ptrdiff_t width, int kind, double slope);
-    void (*row_back_sums_fast)(fn_in dy, fn_in x, ptrdiff_t n, fn_in gamma, double scale, double centre, fn_out lanes);
-    void (*row_back_apply_fast)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, ptrdiff_t n, fn_in linear, double scale,
-                                double centre);
-    void (*row_gradients_fast)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in scale, fn_in centre, fn_in factor,
-                               fn_out dgamma, fn_out dbeta);
-    /* both */
-    void (*row_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t n, int centered, double *shift, double *sums, double *squares);
-    void (*row_apply)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
-    void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in mean, fn_out sums,
-                          fn_out products);
-    void (*row_back_apply)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, ptrdiff_t n, double mean, double a, double b, double c);
-    void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in mean, fn_in invstd, fn_out dgamma,
-                          fn_out dbeta);
+                              ptrdiff_t dx_stride, ptrdiff_t n, fn_in linear, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*column_back_stream)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t n, fn_in linear, fn_in k, ptrdiff_t width,
+                               int kind, double slope);
+    /* rows whose columns have a gamma each */
+    void (*row_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
+    void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in k,
+                          ptrdiff_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma, fn_out dbeta);
+    void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, 
+                           fn_in linear, fn_in k, ptrdiff_t width, int streamed, ptrdiff_t ahead);
 } fn_norm;
 
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
@@ -99,10 +94,11 @@ typedef struct {
     void (*half_to_single)(fn_in x, fn_out y, ptrdiff_t n);
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */
-    void (*norm_fold)(double *lanes, ptrdiff_t count);
-    void (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean, fn_out var,
-                        fn_out invstd);
+    int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
+                           fn_out var, fn_out invstd, fn_out doubtful);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
+    void (*norm_widen)(fn_in x, fn_out y, ptrdiff_t n);  /* float to double */
+    void (*norm_narrow)(fn_in x, fn_out y, ptrdiff_t n); /* double to float */
     fn_norm norm[2]; /* [dtype] */
 
     /* preprocessing and diagnostics: see their loops; [dtype] where there are two */

@@ -8,6 +8,7 @@ cdef extern from "kernels.h" nogil:
         FN_PLAIN
         FN_RELU
         FN_LEAKY
+        FN_COLUMNS
         FN_LANES
         FN_PANEL
         FN_FORWARD
@@ -28,18 +29,28 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*fn_add_run)(fn_in x, double* sums, Py_ssize_t n) noexcept nogil
     ctypedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, Py_ssize_t n, Py_ssize_t number) noexcept nogil
 
+    ctypedef struct fn_sets:
+        Py_ssize_t sets
+        Py_ssize_t apart
+        Py_ssize_t runs
+        Py_ssize_t stride
+        Py_ssize_t n
+
     ctypedef struct fn_norm:
         void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, Py_ssize_t n, fn_out k,
                              Py_ssize_t width) noexcept nogil
-        void (*sums)(fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift,
-                     fn_out lanes) noexcept nogil
-        void (*apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
-        void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope,
-                       Py_ssize_t ahead) noexcept nogil
-        void (*back_sums)(fn_in dy, fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double mean, fn_in k,
-                          Py_ssize_t width, int kind, double slope, fn_out lanes) noexcept nogil
-        void (*back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, double mean, double a, double b, double c,
-                           fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
+        int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
+                         Py_ssize_t width, double count, bint centred, Py_ssize_t n, fn_out linear, fn_out gradients,
+                         fn_out doubtful) noexcept nogil
+        void (*sums)(fn_in x, const fn_sets* shape, fn_in shift, fn_out sums, fn_out squares) noexcept nogil
+        void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
+                      double slope) noexcept nogil
+        void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope, fn_in gamma,
+                       fn_in beta, fn_in following, Py_ssize_t ahead, double shift, double* total, double* total_squares) noexcept nogil
+        void (*back_sums)(fn_in dy, fn_in x, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind, double slope,
+                          fn_out totals) noexcept nogil
+        void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
+                           int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
                             fn_out squares) noexcept nogil
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,
@@ -47,38 +58,20 @@ cdef extern from "kernels.h" nogil:
         void (*column_stream)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind,
                               double slope) noexcept nogil
         void (*column_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t dy_stride, Py_ssize_t stride,
-                                 Py_ssize_t n, fn_in mean, fn_in k, Py_ssize_t width, int kind, double slope,
-                                 fn_out sums, fn_out products) noexcept nogil
+                                 Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope, fn_out sums,
+                                 fn_out products, fn_out squares) noexcept nogil
         void (*column_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t dy_stride,
-                                  Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in mean, fn_in linear,
-                                  fn_in k, Py_ssize_t width, int kind, double slope) noexcept nogil
-        void (*back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, fn_in k, int kind,
-                               double slope, fn_out lanes) noexcept nogil
-        void (*back_apply_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, fn_in linear, fn_in k, int kind,
-                                double slope) noexcept nogil
-        void (*back_stream_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t n, fn_in linear, fn_in k, int kind,
-                                 double slope) noexcept nogil
-        void (*column_back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in k,
-                                      Py_ssize_t width, int kind, double slope, fn_out sums, fn_out products,
-                                      fn_out squares) noexcept nogil
-        void (*column_back_apply_fast)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t stride,
-                                       Py_ssize_t dx_stride, Py_ssize_t n, fn_in linear, fn_in k, Py_ssize_t width,
-                                       int kind, double slope) noexcept nogil
-        void (*row_back_sums_fast)(fn_in dy, fn_in x, Py_ssize_t n, fn_in gamma, double scale, double centre,
-                                   fn_out lanes) noexcept nogil
-        void (*row_back_apply_fast)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, Py_ssize_t n, fn_in linear,
-                                    double scale, double centre) noexcept nogil
-        void (*row_gradients_fast)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in scale, fn_in centre,
-                                   fn_in factor, fn_out dgamma, fn_out dbeta) noexcept nogil
-        void (*row_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t n, bint centered, double* shift, double* sums,
-                         double* squares) noexcept nogil
-        void (*row_apply)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma, fn_in beta) noexcept nogil
-        void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in mean, fn_out sums,
-                              fn_out products) noexcept nogil
-        void (*row_back_apply)(fn_in dy, fn_in x, fn_in gamma, fn_out dx, Py_ssize_t n, double mean, double a, double b,
-                               double c) noexcept nogil
-        void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in mean, fn_in invstd, fn_out dgamma,
+                                  Py_ssize_t stride, Py_ssize_t dx_stride, Py_ssize_t n, fn_in linear, fn_in k,
+                                  Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*column_back_stream)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in linear, fn_in k,
+                                   Py_ssize_t width, int kind, double slope) noexcept nogil
+        void (*row_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma,
+                          fn_in beta) noexcept nogil
+        void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in k,
+                              Py_ssize_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma,
                               fn_out dbeta) noexcept nogil
+        void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, 
+                               fn_in linear, fn_in k, Py_ssize_t width, bint streamed, Py_ssize_t ahead) noexcept nogil
 
     ctypedef struct fn_bins:
         double first
@@ -104,10 +97,11 @@ cdef extern from "kernels.h" nogil:
         void (*half_to_single)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
-        void (*norm_fold)(double* lanes, Py_ssize_t count) noexcept nogil
-        void (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
-                            fn_out var, fn_out invstd) noexcept nogil
+        int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
+                               fn_out var, fn_out invstd, fn_out doubtful) noexcept nogil
         void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil
+        void (*norm_widen)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
+        void (*norm_narrow)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         fn_norm norm[2]
         void (*moments[2])(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_out state,
                            Py_ssize_t width) noexcept nogil

@@ -1,0 +1,383 @@
+# Batch norm where the runs of a channel are short: (N, D) and channels-last arrays, where inner is 1, and small images.
+#
+# The array is a matrix of groups * inner columns and `outer` rows, cut into tiles of columns and blocks of rows; all sums come
+# first, then all results. A tile is `tile` channels, that is tile * inner columns; a narrow matrix is read `repeat` rows at a
+# time as one row of the repeated columns. Columns in which a channel is doubtful are summed and written once more in double,
+# in strips.
+
+cdef enum:
+    MERGED = 256          # columns up to which rows of a narrow matrix are taken together
+    WIDE = 2048           # columns up to which results are written in whole rows
+    BLOCKS = 32           # most blocks of rows
+    BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
+    MOST_STRIPS = 64      # WIDE // STRIP
+
+cdef struct Tile:
+    Py_ssize_t first, n          # channels
+    Py_ssize_t columns, width    # of one row, and of `repeat` rows
+    Py_ssize_t pitch             # of the arrays of k and linear, whose first 16 values follow once more
+    bint doubtful                # whether some strip is
+    bint strips[MOST_STRIPS]     # which
+    double shift[FN_COLUMNS]
+    double linear[3 * (WIDE + 16)]
+    double k[COEFFICIENTS * (WIDE + 16)]
+
+
+cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat, int itemsize) noexcept nogil:
+    """A value for each of n channels to a value for each column."""
+    cdef Py_ssize_t c, i
+    cdef char* place = columns
+    if inner == 1:
+        memcpy(columns, values, n * itemsize)
+    else:
+        for c in range(n):
+            for i in range(inner):
+                if itemsize == 4:
+                    (<float*> place)[i] = (<const float*> values)[c]
+                else:
+                    (<double*> place)[i] = (<const double*> values)[c]
+            place += inner * itemsize
+    for i in range(1, repeat):
+        memcpy(columns + i * n * inner * itemsize, columns, n * inner * itemsize)
+
+
+cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat) noexcept nogil:
+    """The sum of each channel's columns."""
+    cdef Py_ssize_t c, i, j
+    cdef double total
+    if inner == 1 and repeat == 1:
+        memcpy(values, columns, n * sizeof(double))
+        return
+    for c in range(n):
+        total = 0.0
+        for j in range(repeat):
+            for i in range(inner):
+                total += columns[(j * n + c) * inner + i]
+        values[c] = total
+
+
+cdef void spread_arrays(const NormJob* job, const Tile* tile, char* columns, const char* table, int arrays) noexcept nogil:
+    """Arrays of the table, one after the other, for the tile's columns."""
+    cdef int array
+    cdef char* place = columns
+    for array in range(arrays):
+        spread(place, table + (array * job.groups + tile.first) * job.itemsize, tile.n, job.inner, job.repeat, job.itemsize)
+        memcpy(place + tile.width * job.itemsize, place, min(tile.width, <Py_ssize_t> 16) * job.itemsize)
+        place += tile.pitch * job.itemsize
+
+
+cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept nogil:
+    """What every column of the tile needs in the present phase."""
+    cdef Py_ssize_t c, i
+    tile.first = number * job.tile
+    tile.n = min(job.tile, job.groups - tile.first)
+    tile.columns = tile.n * job.inner
+    tile.width = tile.columns * job.repeat
+    tile.pitch = tile.width + 16
+    tile.doubtful = False
+    if job.applying or job.dy != NULL:
+        spread_arrays(job, tile, <char*> tile.k, job.table, COEFFICIENTS)
+    else:
+        spread(<char*> tile.shift, <const char*> (job.shift + tile.first), tile.n, job.inner, job.repeat, sizeof(double))
+    if job.applying and job.dy != NULL:
+        spread_arrays(job, tile, <char*> tile.linear, job.linear, 3)
+    if job.itemsize == 4 and (job.redoing or (job.applying and job.dy != NULL)):
+        for c in range(tile.first, tile.first + tile.n):
+            tile.doubtful = tile.doubtful or job.doubtful[c] != 0
+        if tile.doubtful:
+            memset(tile.strips, 0, sizeof(tile.strips))
+            for i in range(tile.width):
+                if job.doubtful[tile.first + i // job.inner % tile.n]:
+                    tile.strips[i // STRIP] = True
+
+
+cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                     Py_ssize_t width, double* sums) noexcept nogil:
+    """Sums, or dx, of the strip of columns from `column` on, in double; `first` is the matrix's first element."""
+    cdef Strip strip
+    cdef double one = 1.0, zero = 0.0
+    cdef double linear[3]
+    cdef double k[COEFFICIENTS]
+    cdef Py_ssize_t i, c, turn, m
+    cdef int array
+    strip.n = min(<Py_ssize_t> STRIP, width - column)
+    strip.weights = NULL
+    memset(strip.sums, 0, sizeof(strip.sums))
+    for i in range(strip.n):
+        c = tile.first + (column + i) // job.inner % tile.n
+        if job.dy == NULL:
+            strip.shift[i] = job.shift[c]
+            continue
+        job.level.norm[<int> FN_DOUBLE].coefficients(job.mean + c, job.invstd + c, &one, &zero, 1, k, 1)
+        exact_form(job, job.gamma[c] * job.invstd[c], job.invstd[c], job.dgamma[c], job.dbeta[c], linear)
+        for array in range(COEFFICIENTS):
+            strip.k[array * STRIP + i] = k[array]
+            strip.single[array * STRIP + i] = (<const float*> tile.k)[array * tile.pitch + column + i]
+        for array in range(3):
+            strip.linear[array * STRIP + i] = linear[array]
+        strip.doubtful[i] = job.doubtful[c] != 0
+    if job.applying:
+        for turn in range(count_of(rows, STRIP_ROWS)):
+            m = min(<Py_ssize_t> STRIP_ROWS, rows - turn * STRIP_ROWS)
+            back_apply_block(job, tile, first + column + turn * STRIP_ROWS * stride, m, stride, column, strip.n, <char*> strip.results, STRIP)
+            exact_block(job, &strip, first + column + turn * STRIP_ROWS * stride, m, stride, WRITE_GRADIENTS)
+        return
+    exact_rows(job, &strip, first + column, rows, stride, ADD_VALUES if job.dy == NULL else ADD_GRADIENTS)
+    for array in range(3):
+        for i in range(strip.n):
+            sums[array * FN_COLUMNS + column + i] += strip.sums[array * STRIP + i]
+
+
+cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t width,
+                   double* sums) noexcept nogil:
+    """Sums of `rows` rows of `width` columns from element `first` on."""
+    cdef fn_block g
+    cdef const char* x = job.x + first * job.itemsize
+    cdef const char* dy = job.dy + first * job.itemsize
+    cdef Py_ssize_t turn, row, n, at, most = max(1, BLOCK_BYTES // job.itemsize // width), column
+    if job.redoing:
+        for turn in range(count_of(width, STRIP)):
+            column = turn * STRIP
+            if tile.strips[column // STRIP]:
+                redo_strip(job, tile, column, first, rows, stride, width, sums)
+    elif job.dy == NULL:
+        job.loops.column_sums(x, rows, stride, width, tile.shift, sums, sums + FN_COLUMNS)
+    elif in_loops(job):
+        job.loops.column_back_sums(dy, x, rows, stride, stride, width, tile.k, tile.pitch, job.kind, job.slope, sums, sums + FN_COLUMNS,
+                                   sums + 2 * FN_COLUMNS)
+    else:
+        for turn in range(count_of(rows, most)):
+            row = turn * most
+            n = min(most, rows - row)
+            at = row * stride * job.itemsize
+            gradient_rows(job, tile, dy + at, x + at, n, stride, 0, width, g.bytes)
+            job.loops.column_back_sums(g.bytes, x + at, n, width, stride, width, tile.k, tile.pitch, FN_PLAIN, 0.0, sums,
+                                       sums + FN_COLUMNS, sums + 2 * FN_COLUMNS)
+
+
+cdef void gradient_rows(const NormJob* job, const Tile* tile, const char* dy, const char* x, Py_ssize_t rows, Py_ssize_t stride,
+                        Py_ssize_t column, Py_ssize_t n, char* g) noexcept nogil:
+    """dL/dz of some rows, side by side in a block, for an activation of the table."""
+    cdef fn_block block
+    cdef Py_ssize_t row
+    job.loops.column_apply(x, g, rows, stride, n, n, <const char*> tile.k + column * job.itemsize, tile.pitch, FN_PLAIN, 0.0)
+    for row in range(rows):
+        memcpy(block.bytes + row * n * job.itemsize, dy + row * stride * job.itemsize, n * job.itemsize)
+    gradient_block(job, block.bytes, g, rows * n)
+
+
+cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t column,
+                           Py_ssize_t n, char* block, Py_ssize_t block_stride) noexcept nogil:
+    """dx of the tile's n columns from `column` on, in rows whose first such element is `first`, to a block."""
+    cdef fn_block g
+    cdef const char* k = <const char*> tile.k + column * job.itemsize
+    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef const char* x = job.x + first * job.itemsize
+    cdef const char* dy = job.dy + first * job.itemsize
+    if in_loops(job):
+        job.loops.column_back_apply(dy, x, block, rows, stride, stride, block_stride, n, linear, k, tile.pitch, job.kind, job.slope)
+    else:
+        gradient_rows(job, tile, dy, x, rows, stride, column, n, g.bytes)
+        job.loops.column_back_apply(g.bytes, x, block, rows, n, stride, block_stride, n, linear, k, tile.pitch, FN_PLAIN, 0.0)
+
+
+cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t column,
+                        Py_ssize_t n) noexcept nogil:
+    """Results of the tile's n columns from `column` on; `first` is the matrix's first element."""
+    cdef fn_block block
+    cdef const char* k = <const char*> tile.k + column * job.itemsize
+    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef Py_ssize_t turn, m, i, at = (first + column) * job.itemsize, most = max(1, BLOCK_BYTES // job.itemsize // n)
+    if writes_directly(job) and not job.streamed:
+        if job.dy == NULL:
+            job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind, job.slope)
+        else:
+            job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n, linear, k,
+                                        tile.pitch, job.kind, job.slope)
+        return
+    for turn in range(count_of(rows, most)):
+        m = min(most, rows - turn * most)
+        at = first + column + turn * most * stride
+        if job.dy == NULL:
+            job.loops.column_apply(job.x + at * job.itemsize, block.bytes, m, stride, n, n, k, tile.pitch, job.kind, job.slope)
+            if not in_loops(job):
+                activate_block(job, block.bytes, m * n)
+        else:
+            back_apply_block(job, tile, at, m, stride, column, n, block.bytes, n)
+        if n == stride:
+            emit(job.level, job.streamed, job.result + at * job.itemsize, block.bytes, m * n * job.itemsize)
+        else:
+            for i in range(m):
+                emit(job.level, job.streamed, job.result + (at + i * stride) * job.itemsize, block.bytes + i * n * job.itemsize,
+                     n * job.itemsize)
+
+
+cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t width) noexcept nogil:
+    """Results of `rows` rows of `width` columns from element `first` on."""
+    cdef Py_ssize_t column = 0, end, at = first * job.itemsize
+    cdef Py_ssize_t most = FN_COLUMNS if job.streamed or not writes_directly(job) else WIDE  # a block holds no more
+    if job.streamed and writes_directly(job) and width == stride and not tile.doubtful:
+        if job.dy == NULL:
+            job.loops.column_stream(job.x + at, job.result + at, rows, width, tile.k, tile.pitch, job.kind, job.slope)
+        else:
+            job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, rows, width, tile.linear, tile.k, tile.pitch, job.kind,
+                                         job.slope)
+        return
+    while column < width:
+        end = min(width, column + STRIP)
+        if tile.doubtful and tile.strips[column // STRIP]:
+            redo_strip(job, tile, column, first, rows, stride, width, NULL)
+        else:
+            while end < min(width, column + most) and not (tile.doubtful and tile.strips[end // STRIP]):
+                end = min(width, end + STRIP)
+            write_columns(job, tile, first, rows, stride, column, end - column)
+        column = end
+
+
+cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) noexcept nogil:
+    """The rows of one block, in one tile."""
+    cdef double sums[3 * FN_COLUMNS]
+    cdef int array
+    cdef Py_ssize_t pitch = job.groups * job.inner
+    cdef Py_ssize_t begin = number * job.block, rows = min(job.block, job.outer - begin)
+    cdef Py_ssize_t whole = rows // job.repeat, rest = rows % job.repeat
+    cdef Py_ssize_t first = begin * pitch + tile.first * job.inner, last = first + whole * pitch * job.repeat
+    cdef double* partial = job.partial + number * 3 * job.groups + tile.first
+    if job.applying:
+        write_rows(job, tile, first, whole, pitch * job.repeat, tile.width)
+        if rest:
+            write_rows(job, tile, last, 1, pitch * job.repeat, rest * pitch)
+        return
+    for array in range(3):
+        memset(sums + array * FN_COLUMNS, 0, tile.width * sizeof(double))
+    add_rows(job, tile, first, whole, pitch * job.repeat, tile.width, sums)
+    if rest:
+        add_rows(job, tile, last, 1, pitch * job.repeat, rest * pitch, sums)
+    for array in range(2 if job.dy == NULL else 3):
+        gather(partial + array * job.groups, sums + array * FN_COLUMNS, tile.n, job.inner, job.repeat)
+
+
+cdef void column_part(void* context, int part) noexcept nogil:
+    cdef const NormJob* job = <const NormJob*> context
+    cdef Tile tile
+    cdef Py_ssize_t units = job.tiles * job.blocks
+    cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
+    while begin < end:
+        # Results are written from the end backwards: what the sums have read last is still in the cache.
+        if job.applying:
+            end -= 1
+            unit = end
+        else:
+            unit = begin
+            begin += 1
+        if unit // job.blocks != known:
+            known = unit // job.blocks
+            fill_tile(job, &tile, known)
+        column_unit(job, &tile, unit % job.blocks)
+    if job.streamed:
+        fn_stream_fence()
+
+
+cdef void add_up(NormJob* job) noexcept nogil:
+    """Sum all units, and the blocks' sums in their order."""
+    cdef const double* other
+    cdef Py_ssize_t block, i, arrays = 2 if job.dy == NULL else 3
+    fn_parallel(column_part, job, job.parts)
+    for block in range(1, job.blocks):
+        other = job.partial + block * 3 * job.groups
+        for i in range(arrays * job.groups):
+            job.partial[i] += other[i]
+
+
+cdef void column_statistics(NormJob* job) noexcept nogil:
+    cdef double* squares = job.partial + job.groups
+    cdef int64_t doubtful
+    cdef Py_ssize_t c
+    for c in range(job.groups):
+        job.shift[c] = shift_at(job, c * job.inner)
+    add_up(job)
+    if job.level.norm_finish(job.partial, squares, job.shift, job.count, job.eps, job.groups, job.mean, job.var, job.invstd,
+                             job.doubtful) == 0 or job.itemsize == 8:
+        return
+    for c in range(job.groups):
+        if job.doubtful[c]:
+            job.shift[c] = finite((<const float*> job.x)[c * job.inner])
+    job.redoing = True
+    add_up(job)
+    job.redoing = False
+    for c in range(job.groups):
+        if job.doubtful[c]:
+            job.level.norm_finish(job.partial + c, squares + c, job.shift + c, job.count, job.eps, 1, job.mean + c, job.var + c,
+                                  job.invstd + c, &doubtful)
+
+
+cdef void column_gradients(NormJob* job) noexcept nogil:
+    """dgamma, dbeta and the linear form of dx."""
+    cdef double* products = job.partial + job.groups
+    cdef Py_ssize_t c
+    add_up(job)
+    if job.loops.forms(job.partial, products, products + job.groups, job.mean, job.invstd, job.gamma, job.table, job.groups, job.count,
+                       True, job.groups, job.linear, job.dgamma, job.doubtful) and job.itemsize == 4:
+        job.redoing = True
+        add_up(job)
+        job.redoing = False
+        for c in range(job.groups):
+            if job.doubtful[c]:
+                job.dbeta[c] = job.partial[c]
+                job.dgamma[c] = products[c] * job.invstd[c]
+
+
+# The job.
+
+cdef inline bint writes_directly(const NormJob* job) noexcept nogil:
+    """Whether results are written as they are computed; past the caches, whole rows of whole lines."""
+    return in_loops(job) and not job.staged and (not job.streamed or job.groups * job.inner * job.repeat % 16 == 0)
+
+
+cdef void plan_columns(NormJob* job, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner) noexcept:
+    cdef Py_ssize_t columns = channels * inner
+    job.outer = outer
+    job.groups = channels
+    job.inner = inner
+    job.count = <double> outer * <double> inner
+    job.repeat = max(1, min(MERGED // columns, outer // 64))
+    set_tile(job, FN_COLUMNS)
+    job.block = max((outer + BLOCKS - 1) // BLOCKS, BLOCK_VALUES // min(columns, <Py_ssize_t> FN_COLUMNS))
+    job.block = (job.block + 4 * job.repeat - 1) // (4 * job.repeat) * (4 * job.repeat)
+    job.blocks = (outer + job.block - 1) // job.block
+
+
+cdef inline void set_tile(NormJob* job, Py_ssize_t columns) noexcept nogil:
+    job.tile = min(job.groups, columns // job.inner)
+    job.tiles = (job.groups + job.tile - 1) // job.tile
+
+
+cdef Py_ssize_t column_scratch(NormJob* job) noexcept:
+    """Doubles of scratch."""
+    job.parts = parts_for(NORM_NANOSECONDS * job.count * <double> job.groups, job.tiles * job.blocks)
+    return (1 + 1 + COEFFICIENTS + 3 + 2 + 3 * job.blocks) * job.groups
+
+
+cdef void lay_out_columns(NormJob* job, double* scratch) noexcept:
+    cdef Py_ssize_t n = job.groups
+    job.shift = scratch
+    job.doubtful = <int64_t*> (scratch + n)
+    job.table = <char*> (scratch + 2 * n)
+    job.linear = <char*> (scratch + 8 * n)
+    job.dgamma = scratch + 11 * n
+    job.dbeta = scratch + 12 * n
+    job.partial = scratch + 13 * n
+
+
+cdef void run_columns(NormJob* job) noexcept nogil:
+    if not job.given:
+        column_statistics(job)
+        if job.result == NULL:
+            return
+    job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, job.groups, job.table, job.groups)
+    if job.dy != NULL:
+        column_gradients(job)
+    if writes_directly(job) and job.groups * job.inner <= WIDE:
+        set_tile(job, WIDE)
+    job.applying = True
+    fn_parallel(column_part, job, job.parts)

@@ -1,0 +1,482 @@
+# Normalizations whose data comes in sets with statistics of their own: a channel of an NCHW batch (runs of H * W elements, one
+# in each sample), a row, a group of channels of a sample. Small neighbouring sets are taken together in a chunk, so that
+# they stay in the cache between sums and results, and their statistics are finished side by side. Gradients of gamma and
+# beta are summed over fixed blocks of samples, and the blocks' sums added in their order.
+#
+# Within a set, a piece is what shares a gamma and a beta: a channel. Where every element has its own (layer norm, and group
+# norm of short runs), gamma and beta are the arrays `weights` and `offsets` over the elements of a sample.
+
+cdef enum:
+    TOGETHER = 32            # most sets, or pieces of several sets, in a chunk
+    TOGETHER_VALUES = 32768   # most values in several sets
+    CHUNK_ARRAYS = 21
+    SET_BLOCKS = 16          # most blocks of samples
+    SLICES = 64              # most slices of a sample
+    SLICE_VALUES = 32768     # least values of a slice
+
+cdef struct Chunk:
+    Py_ssize_t width         # of the arrays, which lie in the part's room
+    double* mean
+    double* var
+    double* invstd
+    double* shift
+    double* sums             # three arrays
+    double* gradients        # two
+    double* piece_mean
+    double* piece_invstd
+    int64_t* doubtful
+    char* k                  # COEFFICIENTS arrays
+    char* linear             # three
+
+cdef double zeros[TOGETHER]
+cdef double ones[TOGETHER]
+for _number in range(TOGETHER):
+    zeros[<int> _number] = 0.0
+    ones[<int> _number] = 1.0
+
+
+cdef inline Py_ssize_t chunk_width(const NormJob* job) noexcept nogil:
+    return max(<Py_ssize_t> TOGETHER, job.channels)
+
+
+cdef inline Py_ssize_t gradient_width(const NormJob* job) noexcept nogil:
+    """Gammas, or elements of a sample that have their own."""
+    return job.groups * (job.channels if job.channels else job.shape.n)
+
+
+cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
+    cdef double* room = job.room + part * job.room_size
+    cdef Py_ssize_t width = chunk_width(job)
+    chunk.width = width
+    chunk.mean = room
+    chunk.var = room + width
+    chunk.invstd = room + 2 * width
+    chunk.shift = room + 3 * width
+    chunk.sums = room + 4 * width
+    chunk.gradients = room + 7 * width
+    chunk.piece_mean = room + 9 * width
+    chunk.piece_invstd = room + 10 * width
+    chunk.doubtful = <int64_t*> (room + 11 * width)
+    chunk.k = <char*> (room + 12 * width)
+    chunk.linear = <char*> (room + 18 * width)
+
+
+cdef inline fn_sets pieces_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
+    """The pieces of `count` sets."""
+    cdef fn_sets pieces = job.shape
+    pieces.sets = count
+    if job.channels > 1:
+        pieces.sets = count * job.channels
+        pieces.apart = pieces.n = job.inner
+    return pieces
+
+
+cdef inline fn_sets one_run(Py_ssize_t n) noexcept nogil:
+    cdef fn_sets shape
+    shape.sets = shape.runs = 1
+    shape.apart = shape.stride = 0
+    shape.n = n
+    return shape
+
+
+cdef inline Py_ssize_t chunk_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    """How many sets to take together: of one sample, so that their channels follow each other; where gamma and beta belong to
+    the elements, sets that share them."""
+    cdef Py_ssize_t count = min(job.most, end - first)
+    if job.channels:
+        return min(count, job.groups - first % job.groups)
+    return count if job.groups == 1 else 1
+
+
+cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
+    """Where among the elements of a sample set `number` begins."""
+    return number % job.groups * job.shape.n
+
+
+cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean,
+                             const double* invstd) noexcept nogil:
+    """The coefficients of the pieces of `count` sets; with gamma 1 and beta 0 where they are arrays."""
+    cdef Py_ssize_t i, channel = first % job.groups * job.channels
+    if job.channels == 0:
+        job.loops.coefficients(mean, invstd, ones, zeros, count, chunk.k, chunk.width)
+        return
+    if job.channels > 1:
+        for i in range(count * job.channels):
+            chunk.piece_mean[i] = mean[i // job.channels]
+            chunk.piece_invstd[i] = invstd[i // job.channels]
+        mean = chunk.piece_mean
+        invstd = chunk.piece_invstd
+    job.loops.coefficients(mean, invstd, job.gamma + channel, job.beta + channel, count * job.channels, chunk.k, chunk.width)
+
+
+# Forward.
+
+cdef void finish_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Mean, variance and 1/sqrt(var + eps) of `count` sets from their sums."""
+    cdef Py_ssize_t i
+    if not job.centred:
+        memset(chunk.sums, 0, count * sizeof(double))
+    if job.level.norm_finish(chunk.sums, chunk.sums + chunk.width, chunk.shift, job.count, job.eps, count, chunk.mean, chunk.var,
+                             chunk.invstd, chunk.doubtful) and job.itemsize == 4:
+        for i in range(count):
+            if chunk.doubtful[i]:
+                exact_statistics(job, first + i, chunk.mean + i, chunk.var + i, chunk.invstd + i)
+    if job.mean != NULL:
+        memcpy(job.mean + first, chunk.mean, count * sizeof(double))
+    if job.var != NULL:
+        memcpy(job.var + first, chunk.var, count * sizeof(double))
+    memcpy(job.invstd + first, chunk.invstd, count * sizeof(double))
+
+
+cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Begin the sums of `count` sets."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        chunk.shift[i] = shift_at(job, (first + i) * job.shape.apart)
+        chunk.sums[i] = chunk.sums[chunk.width + i] = 0.0
+
+
+cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    cdef fn_sets shape = job.shape
+    shape.sets = count
+    look_at_chunk(job, chunk, first, count)
+    job.loops.sums(job.x + first * shape.apart * job.itemsize, &shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+    finish_chunk(job, chunk, first, count)
+
+
+cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Results that cannot be written as they are computed, or have an activation of the table."""
+    cdef fn_block block
+    cdef fn_sets pieces = pieces_of(job, count), shape
+    cdef Py_ssize_t turn, number, run, done, n, at, most = BLOCK_BYTES // job.itemsize
+    cdef const char* k
+    for number in range(pieces.sets):
+        k = chunk.k + number * job.itemsize
+        for run in range(pieces.runs):
+            for turn in range(count_of(pieces.n, most)):
+                done = turn * most
+                n = min(most, pieces.n - done)
+                at = (first * job.shape.apart + number * pieces.apart + run * pieces.stride + done) * job.itemsize
+                if job.weights != NULL:
+                    job.loops.row_apply(job.x + at, block.bytes, 1, n, k, chunk.width,
+                                        job.weights + (first_weight(job, first + number) + done) * job.itemsize,
+                                        job.offsets + (first_weight(job, first + number) + done) * job.itemsize)
+                else:
+                    shape = one_run(n)
+                    job.loops.apply(job.x + at, block.bytes, &shape, k, chunk.width, job.kind, job.slope)
+                if not in_loops(job):
+                    activate_block(job, block.bytes, n)
+                emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
+
+
+cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    cdef fn_sets pieces = pieces_of(job, count)
+    cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize, weight = first_weight(job, first) * job.itemsize
+    if job.staged or not in_loops(job):
+        apply_blocks(job, chunk, first, count)
+    elif job.streamed:
+        for number in range(pieces.sets):
+            for run in range(pieces.runs):
+                place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
+                job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize, chunk.width, job.kind,
+                                 job.slope, NULL, NULL, NULL, 0, 0.0, NULL, NULL)
+    elif job.weights == NULL:
+        job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
+    else:
+        job.loops.row_apply(job.x + at, job.result + at, count, job.shape.n, chunk.k, chunk.width, job.weights + weight,
+                            job.offsets + weight)
+
+
+cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef const double* mean = chunk.mean
+    cdef const double* invstd = chunk.invstd
+    cdef Py_ssize_t count
+    while begin < end:
+        count = chunk_sets(job, begin, end)
+        if job.given:
+            mean = job.mean + begin % job.groups
+            invstd = job.invstd + begin % job.groups
+        else:
+            chunk_statistics(job, chunk, begin, count)
+        if job.result != NULL:
+            chunk_coefficients(job, chunk, begin, count, mean, invstd)
+            apply_chunk(job, chunk, begin, count)
+        begin += count
+
+
+cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """forward_sets past the caches: while one set's results are written, the next set is summed."""
+    cdef fn_sets pieces = pieces_of(job, 1), run_shape = one_run(pieces.n)
+    cdef Py_ssize_t number, piece, run, at, apart = job.shape.apart * job.itemsize
+    cdef Py_ssize_t ahead = pieces.stride if pieces.runs > 1 else job.shape.apart
+    cdef const char* weights = NULL
+    cdef const char* offsets = NULL
+    cdef bint more
+    for number in range(begin - 1, end):  # first only the sums of set `begin`
+        more = number + 1 < end
+        if number >= begin:
+            finish_chunk(job, chunk, number, 1)
+            chunk_coefficients(job, chunk, number, 1, chunk.mean, chunk.invstd)
+            if job.weights != NULL:
+                weights = job.weights + first_weight(job, number) * job.itemsize
+                offsets = job.offsets + first_weight(job, number) * job.itemsize
+        if more:
+            look_at_chunk(job, chunk, number + 1, 1)
+        for piece in range(pieces.sets):
+            for run in range(pieces.runs):
+                at = number * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
+                if number >= begin:
+                    job.loops.stream(job.x + at, job.result + at, pieces.n, chunk.k + piece * job.itemsize, chunk.width, job.kind,
+                                     job.slope, weights, offsets, job.x + at + apart if more else NULL, ahead, chunk.shift[0], chunk.sums,
+                                     chunk.sums + chunk.width)
+                else:
+                    job.loops.sums(job.x + at + apart, &run_shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+
+
+# Backward.
+
+cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean,
+                     double* gradients) noexcept nogil:
+    """The sums of g, g * u and g * g of every piece; and the gradients of the elements' gamma and beta."""
+    cdef fn_block g
+    cdef fn_sets pieces = pieces_of(job, count), shape
+    cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize, most = BLOCK_BYTES // job.itemsize
+    cdef Py_ssize_t weight = first_weight(job, first)
+    memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
+    if job.weights != NULL:
+        job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights + weight * job.itemsize, chunk.k, chunk.width,
+                                mean, job.invstd + first, chunk.sums, gradients + weight, gradients + gradient_width(job) + weight)
+    elif in_loops(job):
+        job.loops.back_sums(job.dy + at, job.x + at, &pieces, chunk.k, chunk.width, job.kind, job.slope, chunk.sums)
+    else:
+        for number in range(pieces.sets):
+            for run in range(pieces.runs):
+                for turn in range(count_of(pieces.n, most)):
+                    done = turn * most
+                    n = min(most, pieces.n - done)
+                    shape = one_run(n)
+                    place = at + (number * pieces.apart + run * pieces.stride + done) * job.itemsize
+                    job.loops.apply(job.x + place, g.bytes, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0)
+                    gradient_block(job, job.dy + place, g.bytes, n)
+                    job.loops.back_sums(g.bytes, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0,
+                                        chunk.sums + number)
+
+
+cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean) noexcept nogil:
+    """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
+    cdef const double* invstd = job.invstd + first
+    cdef const double* gamma = &ones[0] if job.channels == 0 else job.gamma + first % job.groups * job.channels
+    cdef Py_ssize_t width = chunk.width, i
+    cdef bint result = False
+    if job.channels < 2:
+        return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k, width, job.count,
+                               job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
+    # as if every piece were a set: right for the gradients
+    job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, chunk.piece_mean, chunk.piece_invstd, gamma, chunk.k, width,
+                    job.count, job.centred, count * job.channels, chunk.linear, chunk.gradients, chunk.doubtful)
+    for i in range(count):
+        if job.itemsize == 4:
+            result |= set_form(job, chunk, i, mean[i], invstd[i], gamma + i * job.channels, <float> 0)
+        else:
+            result |= set_form(job, chunk, i, mean[i], invstd[i], gamma + i * job.channels, <double> 0)
+    return result
+
+
+ctypedef fused norm_real:
+    float
+    double
+
+cdef bint set_form(const NormJob* job, Chunk* chunk, Py_ssize_t number, double mean, double invstd, const double* gamma,
+                   norm_real example) noexcept nogil:
+    """The linear form of a set of several pieces, from their sums weighted with gamma."""
+    cdef double sums[3]
+    cdef double gradients[2]
+    cdef norm_real k[COEFFICIENTS]
+    cdef norm_real form[3]
+    cdef norm_real* linear = <norm_real*> chunk.linear + number * job.channels
+    cdef const double* piece_sums = chunk.sums + number * job.channels
+    cdef Py_ssize_t i, width = chunk.width
+    memset(sums, 0, sizeof(sums))
+    for i in range(job.channels):
+        sums[0] += gamma[i] * piece_sums[i]
+        sums[1] += gamma[i] * piece_sums[width + i]
+        sums[2] += gamma[i] * gamma[i] * piece_sums[2 * width + i]
+    for i in range(COEFFICIENTS):
+        k[i] = (<const norm_real*> chunk.k)[number * job.channels + i * width]
+    job.loops.forms(sums, sums + 1, sums + 2, &mean, &invstd, ones, k, 1, job.count, job.centred, 1, form, gradients,
+                    chunk.doubtful + number)
+    for i in range(job.channels):
+        linear[i] = <norm_real> (form[0] * gamma[i])
+        linear[width + i] = form[1]
+        linear[2 * width + i] = form[2]
+    return chunk.doubtful[number] != 0
+
+
+cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count) noexcept nogil:
+    """dx of the chunk's `count` pieces from `number` on, where it cannot be written as it is computed or has an activation of the table."""
+    cdef fn_block block, g
+    cdef fn_sets pieces = pieces_of(job, 1), shape
+    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, piece
+    cdef const char* k
+    cdef const char* linear
+    for piece in range(number, number + count):
+        k = chunk.k + piece * job.itemsize
+        linear = chunk.linear + piece * job.itemsize
+        for run in range(pieces.runs):
+            for turn in range(count_of(pieces.n, most)):
+                done = turn * most
+                n = min(most, pieces.n - done)
+                at = (first * job.shape.apart + piece * pieces.apart + run * pieces.stride + done) * job.itemsize
+                shape = one_run(n)
+                if job.weights != NULL:
+                    job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, 1, n,
+                                             job.weights + (first_weight(job, first + piece) + done) * job.itemsize, linear, k,
+                                             chunk.width, False, 0)
+                elif in_loops(job):
+                    job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind, job.slope, False, 0)
+                else:
+                    job.loops.apply(job.x + at, g.bytes, &shape, k, chunk.width, FN_PLAIN, 0.0)
+                    gradient_block(job, job.dy + at, g.bytes, n)
+                    job.loops.back_apply(g.bytes, job.x + at, block.bytes, &shape, linear, k, chunk.width, FN_PLAIN, 0.0, False, 0)
+                emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
+
+
+cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count) noexcept nogil:
+    """dx of the chunk's `count` pieces from `number` on."""
+    cdef fn_sets pieces = pieces_of(job, 1)
+    cdef Py_ssize_t at = (first * job.shape.apart + number * pieces.apart) * job.itemsize
+    cdef const char* k = chunk.k + number * job.itemsize
+    cdef const char* linear = chunk.linear + number * job.itemsize
+    if job.staged or not in_loops(job):
+        back_apply_blocks(job, chunk, first, number, count)
+    elif job.weights != NULL:
+        job.loops.row_back_apply(job.dy + at, job.x + at, job.result + at, count, job.shape.n,
+                                 job.weights + first_weight(job, first + number) * job.itemsize, linear, k, chunk.width, job.streamed,
+                                 count * job.shape.apart)
+    else:
+        pieces.sets = count
+        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind, job.slope,
+                             job.streamed, count * job.shape.apart)
+
+
+cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean) noexcept nogil:
+    """dx set by set, in double where a set is doubtful; there the gradients of gamma and beta are corrected too."""
+    cdef fn_sets pieces = pieces_of(job, 1)
+    cdef double* sums
+    cdef Py_ssize_t number, piece, at
+    for number in range(count):
+        at = number * pieces.sets
+        if chunk.doubtful[number] == 0:
+            back_apply_pieces(job, chunk, first, at, pieces.sets)
+            continue
+        exact_gradients(job, first + number, mean[number], job.invstd[first + number], &pieces,
+                        &ones[0] if job.channels == 0 else job.gamma + (first + number) % job.groups * job.channels,
+                        <const float*> chunk.k + at, chunk.width, chunk.sums + at)
+        for piece in range(at, at + pieces.sets):
+            chunk.gradients[piece] = chunk.sums[chunk.width + piece] * job.invstd[first + number]
+            chunk.gradients[chunk.width + piece] = chunk.sums[piece]
+
+
+cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, double* gradients) noexcept nogil:
+    cdef const double* mean = job.mean + first if job.centred else &zeros[0]
+    cdef Py_ssize_t width = gradient_width(job), channel = first % job.groups * job.channels, i
+    chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
+    chunk_sums(job, chunk, first, count, mean, gradients)
+    if chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4:
+        back_apply_doubtful(job, chunk, first, count, mean)
+    else:
+        back_apply_pieces(job, chunk, first, 0, pieces_of(job, count).sets)
+    if job.weights == NULL:
+        for i in range(count * job.channels):
+            gradients[channel + i] += chunk.gradients[i]
+            gradients[width + channel + i] += chunk.gradients[chunk.width + i]
+
+
+cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end, double* gradients) noexcept nogil:
+    cdef Py_ssize_t count
+    while begin < end:
+        count = chunk_sets(job, begin, end)
+        backward_chunk(job, chunk, begin, count, gradients)
+        begin += count
+
+
+cdef void backward_unit(const NormJob* job, Chunk* chunk, Py_ssize_t number) noexcept nogil:
+    """One slice of the sets of each sample of one block."""
+    cdef Py_ssize_t block = number // job.slices, slice = number % job.slices, sample
+    cdef Py_ssize_t begin = job.groups * slice // job.slices, end = job.groups * (slice + 1) // job.slices
+    cdef Py_ssize_t first = block * job.block, last = min(job.sets // job.groups, first + job.block)
+    cdef double* gradients = job.partial + block * 2 * gradient_width(job)
+    if job.slices == 1:
+        backward_sets(job, chunk, first * job.groups, last * job.groups, gradients)
+    else:
+        for sample in range(first, last):
+            backward_sets(job, chunk, sample * job.groups + begin, sample * job.groups + end, gradients)
+
+
+# The job.
+
+cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t runs, Py_ssize_t inner) noexcept:
+    """`sets` sets, `groups` of them in a sample, each of `channels` channels of `runs` runs of `inner` elements.
+
+    Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here. With 0
+    channels gamma and beta belong to the elements.
+    """
+    cdef Py_ssize_t samples = sets // groups
+    job.by_set = True
+    job.sets = sets
+    job.groups = groups
+    job.channels = channels
+    job.inner = inner
+    job.shape.n = max(channels, <Py_ssize_t> 1) * inner
+    job.shape.apart = job.shape.n
+    job.shape.runs = runs
+    job.shape.stride = groups * inner if runs > 1 else 0
+    job.count = <double> runs * <double> job.shape.n
+    job.most = max(<Py_ssize_t> 1, min(TOGETHER // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
+    job.block = max((samples + SET_BLOCKS - 1) // SET_BLOCKS, SLICE_VALUES // (groups * runs * job.shape.n))
+    job.blocks = (samples + job.block - 1) // job.block
+    job.slices = 1 if channels == 0 else max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups),
+                                                                groups * runs * job.shape.n // SLICE_VALUES))
+
+
+cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
+    """Doubles of scratch: a room for each part, and the blocks' gradients."""
+    cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets
+    job.parts = parts_for(NORM_NANOSECONDS * job.count * <double> job.sets, units)
+    job.room_size = CHUNK_ARRAYS * chunk_width(job)
+    return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
+
+
+cdef void lay_out_sets(NormJob* job, double* scratch) noexcept:
+    job.room = scratch
+    job.partial = scratch + job.parts * job.room_size
+    job.dgamma = job.partial
+    job.dbeta = job.partial + gradient_width(job)
+
+
+cdef void set_part(void* context, int part) noexcept nogil:
+    cdef const NormJob* job = <const NormJob*> context
+    cdef Chunk chunk
+    cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets, unit
+    cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
+    open_chunk(job, part, &chunk)
+    if job.dy != NULL:
+        for unit in range(begin, end):
+            backward_unit(job, &chunk, unit)
+    elif job.streamed and not job.given and not job.staged and in_loops(job) and job.shape.n >= TOGETHER:
+        stream_sets(job, &chunk, begin, end)
+    else:
+        forward_sets(job, &chunk, begin, end)
+    if job.streamed:
+        fn_stream_fence()
+
+
+cdef void run_sets(NormJob* job) noexcept nogil:
+    cdef Py_ssize_t width = 2 * gradient_width(job), block, i
+    if job.dy != NULL:
+        memset(job.partial, 0, width * job.blocks * sizeof(double))
+    fn_parallel(set_part, job, job.parts)
+    if job.dy != NULL:
+        for block in range(1, job.blocks):
+            for i in range(width):
+                job.partial[i] += job.partial[block * width + i]
