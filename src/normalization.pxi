@@ -266,7 +266,7 @@ cdef bint usable_result(ndarray x, object out, bint* staged) noexcept:
 
 
 cdef ndarray result_array(NormJob* job, ndarray x, object out):
-    cdef ndarray y = out if out is not None else cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    cdef ndarray y = out if out is not None else new_like(x)
     job.result = cnp.PyArray_BYTES(y)
     job.streamed = cnp.PyArray_NBYTES(x) > NORM_STREAM_BYTES
     return y
