@@ -174,7 +174,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize, weight = first_weight(job, first) * job.itemsize
     if job.staged or not in_loops(job):
         apply_blocks(job, chunk, first, count)
-    elif job.streamed:
+    elif job.streamed and job.weights == NULL:
         for number in range(pieces.sets):
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
@@ -247,7 +247,13 @@ cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssiz
         job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights + weight * job.itemsize, chunk.k, chunk.width,
                                 mean, job.invstd + first, chunk.sums, gradients + weight, gradients + gradient_width(job) + weight)
     elif in_loops(job):
-        job.loops.back_sums(job.dy + at, job.x + at, &pieces, chunk.k, chunk.width, job.kind, job.slope, chunk.sums)
+        shape = pieces
+        for turn in range(count_of(pieces.sets, TOGETHER)):  # a set may have more pieces
+            number = turn * TOGETHER
+            place = at + number * pieces.apart * job.itemsize
+            shape.sets = min(<Py_ssize_t> TOGETHER, pieces.sets - number)
+            job.loops.back_sums(job.dy + place, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width, job.kind, job.slope,
+                                chunk.sums + number)
     else:
         for number in range(pieces.sets):
             for run in range(pieces.runs):
