@@ -166,6 +166,7 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
     job.itemsize = 4 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else 8
     job.level = current_level()
     job.loops = &job.level.norm[<int> FN_SINGLE if job.itemsize == 4 else <int> FN_DOUBLE]
+    job.streamed = cnp.PyArray_NBYTES(x) > NORM_STREAM_BYTES
     job.centred = True
     job.kind = FN_PLAIN
     job.row = -1
@@ -268,7 +269,6 @@ cdef bint usable_result(ndarray x, object out, bint* staged) noexcept:
 cdef ndarray result_array(NormJob* job, ndarray x, object out):
     cdef ndarray y = out if out is not None else new_like(x)
     job.result = cnp.PyArray_BYTES(y)
-    job.streamed = cnp.PyArray_NBYTES(x) > NORM_STREAM_BYTES
     return y
 
 

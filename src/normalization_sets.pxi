@@ -8,7 +8,8 @@
 
 cdef enum:
     TOGETHER = 32            # most sets, or pieces of several sets, in a chunk
-    TOGETHER_VALUES = 32768   # most values in several sets
+    TOGETHER_VALUES = 32768  # most values in several sets
+    OVERLAPPED = 2048        # least values of a set that is summed while another is written
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
     SLICES = 64              # most slices of a sample
@@ -136,11 +137,23 @@ cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
         chunk.sums[i] = chunk.sums[chunk.width + i] = 0.0
 
 
+cdef inline bint overlapped(const NormJob* job) noexcept nogil:
+    """Whether the sums of a set are better taken while the results of another are written: where summing float data in double keeps
+    the processor as long as reading the data does, unless sets are so short that they come too seldom."""
+    return job.streamed and job.itemsize == 4 and job.weights == NULL and job.count >= OVERLAPPED
+
+
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets shape = job.shape
+    cdef Py_ssize_t run, turns = 1
     shape.sets = count
+    if overlapped(job):  # run by run as in stream_sets, for the same bits
+        turns = shape.runs
+        shape.runs = 1
     look_at_chunk(job, chunk, first, count)
-    job.loops.sums(job.x + first * shape.apart * job.itemsize, &shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+    for run in range(turns):
+        job.loops.sums(job.x + (first * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift, chunk.sums,
+                       chunk.sums + chunk.width)
     finish_chunk(job, chunk, first, count)
 
 
@@ -172,14 +185,19 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets pieces = pieces_of(job, count)
     cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize, weight = first_weight(job, first) * job.itemsize
+    cdef const char* weights = NULL
+    cdef const char* offsets = NULL
     if job.staged or not in_loops(job):
         apply_blocks(job, chunk, first, count)
-    elif job.streamed and job.weights == NULL:
+    elif job.streamed and job.shape.n >= TOGETHER:
         for number in range(pieces.sets):
+            if job.weights != NULL:
+                weights = job.weights + first_weight(job, first + number) * job.itemsize
+                offsets = job.offsets + first_weight(job, first + number) * job.itemsize
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
                 job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize, chunk.width, job.kind,
-                                 job.slope, NULL, NULL, NULL, 0, 0.0, NULL, NULL)
+                                 job.slope, weights, offsets, NULL, 0, 0.0, NULL, NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
@@ -209,17 +227,12 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
     cdef fn_sets pieces = pieces_of(job, 1), run_shape = one_run(pieces.n)
     cdef Py_ssize_t number, piece, run, at, apart = job.shape.apart * job.itemsize
     cdef Py_ssize_t ahead = pieces.stride if pieces.runs > 1 else job.shape.apart
-    cdef const char* weights = NULL
-    cdef const char* offsets = NULL
     cdef bint more
     for number in range(begin - 1, end):  # first only the sums of set `begin`
         more = number + 1 < end
         if number >= begin:
             finish_chunk(job, chunk, number, 1)
             chunk_coefficients(job, chunk, number, 1, chunk.mean, chunk.invstd)
-            if job.weights != NULL:
-                weights = job.weights + first_weight(job, number) * job.itemsize
-                offsets = job.offsets + first_weight(job, number) * job.itemsize
         if more:
             look_at_chunk(job, chunk, number + 1, 1)
         for piece in range(pieces.sets):
@@ -227,7 +240,7 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
                 at = number * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
                 if number >= begin:
                     job.loops.stream(job.x + at, job.result + at, pieces.n, chunk.k + piece * job.itemsize, chunk.width, job.kind,
-                                     job.slope, weights, offsets, job.x + at + apart if more else NULL, ahead, chunk.shift[0], chunk.sums,
+                                     job.slope, NULL, NULL, job.x + at + apart if more else NULL, ahead, chunk.shift[0], chunk.sums,
                                      chunk.sums + chunk.width)
                 else:
                     job.loops.sums(job.x + at + apart, &run_shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
@@ -469,7 +482,7 @@ cdef void set_part(void* context, int part) noexcept nogil:
     if job.dy != NULL:
         for unit in range(begin, end):
             backward_unit(job, &chunk, unit)
-    elif job.streamed and not job.given and not job.staged and in_loops(job) and job.shape.n >= TOGETHER:
+    elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):
         stream_sets(job, &chunk, begin, end)
     else:
         forward_sets(job, &chunk, begin, end)

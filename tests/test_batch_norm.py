@@ -92,6 +92,8 @@ def test_large_arrays_agree_with_the_reference(shape, axis, dtype, activation):
         y, mean, invstd = fn.batch_norm(x, gamma, beta, **rest)
         got = fn.batch_norm_backward(dy, x, mean, invstd, gamma, beta=beta, **rest)
         inference = fn.batch_norm_inference(x, mean, invstd, gamma, beta, **rest)
+        assert same_bits(fn.batch_norm(place := x.copy(), gamma, beta, **rest, out=place), (y, mean, invstd))
+        assert same_bits(fn.batch_stats(x, axis=axis)[:1], (mean,))
     assert close(y, reference.batch_norm(x, gamma, beta, **rest)[0], dtype)
     assert close(inference, reference.batch_norm_inference(x, mean, invstd, gamma, beta, **rest), dtype)
     want = reference.batch_norm_backward(dy, x, mean, invstd, gamma, beta=beta, **rest)
