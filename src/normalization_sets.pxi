@@ -285,50 +285,50 @@ cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
     cdef const double* invstd = job.invstd + first
     cdef const double* gamma = &ones[0] if job.channels == 0 else job.gamma + first % job.groups * job.channels
-    cdef Py_ssize_t width = chunk.width, i
-    cdef bint result = False
+    cdef Py_ssize_t width = chunk.width
     if job.channels < 2:
         return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k, width, job.count,
                                job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
     # as if every piece were a set: right for the gradients
     job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, chunk.piece_mean, chunk.piece_invstd, gamma, chunk.k, width,
                     job.count, job.centred, count * job.channels, chunk.linear, chunk.gradients, chunk.doubtful)
-    for i in range(count):
-        if job.itemsize == 4:
-            result |= set_form(job, chunk, i, mean[i], invstd[i], gamma + i * job.channels, <float> 0)
-        else:
-            result |= set_form(job, chunk, i, mean[i], invstd[i], gamma + i * job.channels, <double> 0)
-    return result
+    if job.itemsize == 4:
+        return set_forms(job, chunk, count, mean, invstd, gamma, <float> 0)
+    return set_forms(job, chunk, count, mean, invstd, gamma, <double> 0)
 
 
 ctypedef fused norm_real:
     float
     double
 
-cdef bint set_form(const NormJob* job, Chunk* chunk, Py_ssize_t number, double mean, double invstd, const double* gamma,
-                   norm_real example) noexcept nogil:
-    """The linear form of a set of several pieces, from their sums weighted with gamma."""
-    cdef double sums[3]
-    cdef double gradients[2]
-    cdef norm_real k[COEFFICIENTS]
-    cdef norm_real form[3]
-    cdef norm_real* linear = <norm_real*> chunk.linear + number * job.channels
-    cdef const double* piece_sums = chunk.sums + number * job.channels
-    cdef Py_ssize_t i, width = chunk.width
+cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const double* mean, const double* invstd, const double* gamma,
+                    norm_real example) noexcept nogil:
+    """The linear forms of sets of several pieces, from their sums weighted with gamma."""
+    cdef double sums[3 * TOGETHER]
+    cdef double gradients[2 * TOGETHER]
+    cdef norm_real k[COEFFICIENTS * TOGETHER]
+    cdef norm_real form[3 * TOGETHER]
+    cdef const norm_real* piece_k = <const norm_real*> chunk.k
+    cdef norm_real* linear = <norm_real*> chunk.linear
+    cdef Py_ssize_t i, number, piece, width = chunk.width
+    cdef bint result
     memset(sums, 0, sizeof(sums))
-    for i in range(job.channels):
-        sums[0] += gamma[i] * piece_sums[i]
-        sums[1] += gamma[i] * piece_sums[width + i]
-        sums[2] += gamma[i] * gamma[i] * piece_sums[2 * width + i]
-    for i in range(COEFFICIENTS):
-        k[i] = (<const norm_real*> chunk.k)[number * job.channels + i * width]
-    job.loops.forms(sums, sums + 1, sums + 2, &mean, &invstd, ones, k, 1, job.count, job.centred, 1, form, gradients,
-                    chunk.doubtful + number)
-    for i in range(job.channels):
-        linear[i] = <norm_real> (form[0] * gamma[i])
-        linear[width + i] = form[1]
-        linear[2 * width + i] = form[2]
-    return chunk.doubtful[number] != 0
+    for number in range(count):
+        piece = number * job.channels
+        for i in range(COEFFICIENTS):
+            k[i * TOGETHER + number] = piece_k[i * width + piece]
+        for piece in range(piece, piece + job.channels):
+            sums[number] += gamma[piece] * chunk.sums[piece]
+            sums[TOGETHER + number] += gamma[piece] * chunk.sums[width + piece]
+            sums[2 * TOGETHER + number] += gamma[piece] * gamma[piece] * chunk.sums[2 * width + piece]
+    result = job.loops.forms(sums, sums + TOGETHER, sums + 2 * TOGETHER, mean, invstd, ones, k, TOGETHER, job.count, job.centred, count,
+                             form, gradients, chunk.doubtful) != 0
+    for number in range(count):
+        for piece in range(number * job.channels, (number + 1) * job.channels):
+            linear[piece] = <norm_real> (form[number] * gamma[piece])
+            linear[width + piece] = form[TOGETHER + number]
+            linear[2 * width + piece] = form[2 * TOGETHER + number]
+    return result
 
 
 cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count) noexcept nogil:
