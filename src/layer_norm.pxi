@@ -1,11 +1,11 @@
-# The boundary of layer, RMS, group and instance normalization. As in batch normalization, None says that the arguments need
-# preparation.
+# The boundary of layer, RMS, group and instance normalization. As in batch normalization, None says that the arguments
+# need preparation.
 
 cdef bint set_operands(NormJob* job, object x, object dy, object out) noexcept:
     if not usable_result(<ndarray> x, out, &job.staged):
         return False
     if dy is not None:
-        if not is_plain(dy) or not same_form(<ndarray> dy, <ndarray> x) or not usable_result(<ndarray> dy, out, &job.staged):
+        if not (is_plain(dy) and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> dy, out, &job.staged)):
             return False
         job.dy = cnp.PyArray_BYTES(<ndarray> dy)
         job.given = True
@@ -64,8 +64,9 @@ cdef ndarray column_vector(object vector, ndarray x, int axis, double missing):
 
 cdef double* statistics_like(object array, int ndim, cnp.npy_intp* shape) noexcept:
     """The data of a plain float64 array of that shape, or NULL."""
-    if (not is_plain(array) or cnp.PyArray_TYPE(<ndarray> array) != cnp.NPY_DOUBLE or cnp.PyArray_NDIM(<ndarray> array) != ndim
-            or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)):
+    if (not is_plain(array) or cnp.PyArray_TYPE(<ndarray> array) != cnp.NPY_DOUBLE
+        or cnp.PyArray_NDIM(<ndarray> array) != ndim
+        or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)):
         return NULL
     return <double*> cnp.PyArray_DATA(<ndarray> array)
 
@@ -102,7 +103,8 @@ cdef tuple forward_layer(object x, object gamma, object beta, object eps, object
             free(room)
 
 
-cdef tuple backward_layer(object dy, object x, object mean, object invstd, object gamma, object axis, object out, bint centred):
+cdef tuple backward_layer(object dy, object x, object mean, object invstd, object gamma, object axis, object out,
+                          bint centred):
     cdef NormJob job
     cdef double few[SCRATCH]
     cdef double* room
@@ -158,7 +160,8 @@ def rms_norm_backward(dy, x, invrms, gamma, axis, out):
 # Group and instance norm.
 
 cdef bint set_groups(NormJob* job, object x, object groups, object axis, object dy, object out) noexcept:
-    """The groups of axis 1; 0 groups: as many as channels. Where the runs of a channel are short, gamma and beta are spread."""
+    """The groups of axis 1; 0 groups: as many as channels. Where the runs of a channel are short, gamma and beta are
+    spread."""
     cdef int i, ndim
     cdef Py_ssize_t channels, number, samples, inner = 1
     if not is_plain(x) or type(axis) is not int or axis != 1:
@@ -234,7 +237,8 @@ cdef tuple forward_group(object x, object groups, object gamma, object beta, obj
             free(room)
 
 
-cdef tuple backward_group(object dy, object x, object mean, object invstd, object groups, object gamma, object axis, object out):
+cdef tuple backward_group(object dy, object x, object mean, object invstd, object groups, object gamma, object axis,
+                          object out):
     cdef NormJob job
     cdef double few[SCRATCH]
     cdef double* room

@@ -2,11 +2,11 @@
 #
 # normalization_sets.pxi runs jobs whose data comes in sets, each with statistics of its own and made of long runs of
 # consecutive elements: batch norm of (N, C, H, W), layer, RMS, group and instance norm. normalization_columns.pxi runs
-# batch norm where the runs of a channel are short: (N, D), channels-last, small images. normalization_exact.pxi redoes in
-# double what float arithmetic cannot do well enough. layer_norm.pxi is the boundary of the others.
+# batch norm where the runs of a channel are short: (N, D), channels-last, small images. normalization_exact.pxi redoes
+# in double what float arithmetic cannot do well enough. layer_norm.pxi is the boundary of the others.
 #
-# Work is cut into units that depend on the shape alone, and sums of blocks are added in the blocks' order, so the result has
-# the same bits with any number of threads.
+# Work is cut into units that depend on the shape alone, and sums of blocks are added in the blocks' order, so the
+# result has the same bits with any number of threads.
 
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
@@ -17,7 +17,7 @@ from fastnn._table import ACTIVATIONS
 cdef enum:
     COEFFICIENTS = 6      # scale, shift, high, low, bias, centre
     RUN = 32              # inner length from which on batch norm's channels are sets
-    NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: they pay with a read before every write else
+    NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
 cdef double NORM_NANOSECONDS = 0.15  # an element costs about this, in either direction
@@ -88,7 +88,8 @@ cdef inline Py_ssize_t count_of(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
     return (n + most - 1) // most
 
 
-cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block, Py_ssize_t nbytes) noexcept nogil:
+cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
+                      Py_ssize_t nbytes) noexcept nogil:
     """Copy a finished block to its place, past the caches where the result is streamed."""
     cdef Py_ssize_t head
     if streamed:
@@ -132,7 +133,8 @@ cdef inline double finite(double value) noexcept nogil:
 
 
 cdef inline double shift_at(const NormJob* job, Py_ssize_t i) noexcept nogil:
-    """The shift of the sums of the set, or channel, that begins at element i: a value; none in RMS norm and for float data."""
+    """The shift of the sums of the set, or channel, that begins at element i: a value; none in RMS norm and for float
+    data."""
     return finite((<const double*> job.x)[i]) if job.itemsize == 8 and job.centred else 0.0
 
 
@@ -156,8 +158,8 @@ cdef void run_released(NormJob* job, Py_ssize_t size) noexcept:
             run_norm(job)
 
 
-# The boundary. These functions take what needs no preparation: C-contiguous native float32 or float64 arrays that do not
-# partly overlap, and arguments of the plain types. For anything else, mistakes included, they return None, and
+# The boundary. These functions take what needs no preparation: C-contiguous native float32 or float64 arrays that do
+# not partly overlap, and arguments of the plain types. For anything else, mistakes included, they return None, and
 # fastnn.normalization checks, converts and calls again.
 
 cdef void begin_job(NormJob* job, ndarray x) noexcept:
@@ -247,8 +249,8 @@ cdef bint read_vector(object vector, Py_ssize_t n, double missing, double* value
 
 cdef inline double* statistics_of(object vector, Py_ssize_t n) noexcept:
     """The data of a plain float64 vector of length n, or NULL."""
-    if (not is_plain(vector) or cnp.PyArray_TYPE(<ndarray> vector) != cnp.NPY_DOUBLE or cnp.PyArray_NDIM(<ndarray> vector) != 1
-            or cnp.PyArray_DIM(<ndarray> vector, 0) != n):
+    if (not is_plain(vector) or cnp.PyArray_TYPE(<ndarray> vector) != cnp.NPY_DOUBLE
+        or cnp.PyArray_NDIM(<ndarray> vector) != 1 or cnp.PyArray_DIM(<ndarray> vector, 0) != n):
         return NULL
     return <double*> cnp.PyArray_DATA(<ndarray> vector)
 

@@ -1,9 +1,9 @@
 # Batch norm where the runs of a channel are short: (N, D) and channels-last arrays, where inner is 1, and small images.
 #
-# The array is a matrix of groups * inner columns and `outer` rows, cut into tiles of columns and blocks of rows; all sums come
-# first, then all results. A tile is `tile` channels, that is tile * inner columns; a narrow matrix is read `repeat` rows at a
-# time as one row of the repeated columns. Columns in which a channel is doubtful are summed and written once more in double,
-# in strips.
+# The array is a matrix of groups * inner columns and `outer` rows, cut into tiles of columns and blocks of rows; all
+# sums come first, then all results. A tile is `tile` channels, that is tile * inner columns; a narrow matrix is read
+# `repeat` rows at a time as one row of the repeated columns. Columns in which a channel is doubtful are summed and
+# written once more in double, in strips.
 
 cdef enum:
     MERGED = 256          # columns up to which rows of a narrow matrix are taken together
@@ -23,7 +23,8 @@ cdef struct Tile:
     double k[COEFFICIENTS * (WIDE + 16)]
 
 
-cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat, int itemsize) noexcept nogil:
+cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat,
+                 int itemsize) noexcept nogil:
     """A value for each of n channels to a value for each column."""
     cdef Py_ssize_t c, i
     cdef char* place = columns
@@ -41,7 +42,8 @@ cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inn
         memcpy(columns + i * n * inner * itemsize, columns, n * inner * itemsize)
 
 
-cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat) noexcept nogil:
+cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner,
+                 Py_ssize_t repeat) noexcept nogil:
     """The sum of each channel's columns."""
     cdef Py_ssize_t c, i, j
     cdef double total
@@ -56,12 +58,14 @@ cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t
         values[c] = total
 
 
-cdef void spread_arrays(const NormJob* job, const Tile* tile, char* columns, const char* table, int arrays) noexcept nogil:
+cdef void spread_arrays(const NormJob* job, const Tile* tile, char* columns, const char* table,
+                        int arrays) noexcept nogil:
     """Arrays of the table, one after the other, for the tile's columns."""
     cdef int array
     cdef char* place = columns
     for array in range(arrays):
-        spread(place, table + (array * job.groups + tile.first) * job.itemsize, tile.n, job.inner, job.repeat, job.itemsize)
+        spread(place, table + (array * job.groups + tile.first) * job.itemsize, tile.n, job.inner, job.repeat,
+               job.itemsize)
         memcpy(place + tile.width * job.itemsize, place, min(tile.width, <Py_ssize_t> 16) * job.itemsize)
         place += tile.pitch * job.itemsize
 
@@ -78,7 +82,8 @@ cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept 
     if job.applying or job.dy != NULL:
         spread_arrays(job, tile, <char*> tile.k, job.table, COEFFICIENTS)
     else:
-        spread(<char*> tile.shift, <const char*> (job.shift + tile.first), tile.n, job.inner, job.repeat, sizeof(double))
+        spread(<char*> tile.shift, <const char*> (job.shift + tile.first), tile.n, job.inner, job.repeat,
+               sizeof(double))
     if job.applying and job.dy != NULL:
         spread_arrays(job, tile, <char*> tile.linear, job.linear, 3)
     if job.itemsize == 4 and (job.redoing or (job.applying and job.dy != NULL)):
@@ -91,8 +96,8 @@ cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept 
                     tile.strips[i // STRIP] = True
 
 
-cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
-                     Py_ssize_t width, double* sums) noexcept nogil:
+cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py_ssize_t first, Py_ssize_t rows,
+                     Py_ssize_t stride, Py_ssize_t width, double* sums) noexcept nogil:
     """Sums, or dx, of the strip of columns from `column` on, in double; `first` is the matrix's first element."""
     cdef Strip strip
     cdef double one = 1.0, zero = 0.0
@@ -119,7 +124,8 @@ cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py
     if job.applying:
         for turn in range(count_of(rows, STRIP_ROWS)):
             m = min(<Py_ssize_t> STRIP_ROWS, rows - turn * STRIP_ROWS)
-            back_apply_block(job, tile, first + column + turn * STRIP_ROWS * stride, m, stride, column, strip.n, <char*> strip.results, STRIP)
+            back_apply_block(job, tile, first + column + turn * STRIP_ROWS * stride, m, stride, column, strip.n,
+                             <char*> strip.results, STRIP)
             exact_block(job, &strip, first + column + turn * STRIP_ROWS * stride, m, stride, WRITE_GRADIENTS)
         return
     exact_rows(job, &strip, first + column, rows, stride, ADD_VALUES if job.dy == NULL else ADD_GRADIENTS)
@@ -128,8 +134,8 @@ cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py
             sums[array * FN_COLUMNS + column + i] += strip.sums[array * STRIP + i]
 
 
-cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t width,
-                   double* sums) noexcept nogil:
+cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                   Py_ssize_t width, double* sums) noexcept nogil:
     """Sums of `rows` rows of `width` columns from element `first` on."""
     cdef fn_block g
     cdef const char* x = job.x + first * job.itemsize
@@ -143,31 +149,32 @@ cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ss
     elif job.dy == NULL:
         job.loops.column_sums(x, rows, stride, width, tile.shift, sums, sums + FN_COLUMNS)
     elif in_loops(job):
-        job.loops.column_back_sums(dy, x, rows, stride, stride, width, tile.k, tile.pitch, job.kind, job.slope, sums, sums + FN_COLUMNS,
-                                   sums + 2 * FN_COLUMNS)
+        job.loops.column_back_sums(dy, x, rows, stride, stride, width, tile.k, tile.pitch, job.kind, job.slope, sums,
+                                   sums + FN_COLUMNS, sums + 2 * FN_COLUMNS)
     else:
         for turn in range(count_of(rows, most)):
             row = turn * most
             n = min(most, rows - row)
             at = row * stride * job.itemsize
             gradient_rows(job, tile, dy + at, x + at, n, stride, 0, width, g.bytes)
-            job.loops.column_back_sums(g.bytes, x + at, n, width, stride, width, tile.k, tile.pitch, FN_PLAIN, 0.0, sums,
-                                       sums + FN_COLUMNS, sums + 2 * FN_COLUMNS)
+            job.loops.column_back_sums(g.bytes, x + at, n, width, stride, width, tile.k, tile.pitch, FN_PLAIN, 0.0,
+                                       sums, sums + FN_COLUMNS, sums + 2 * FN_COLUMNS)
 
 
-cdef void gradient_rows(const NormJob* job, const Tile* tile, const char* dy, const char* x, Py_ssize_t rows, Py_ssize_t stride,
-                        Py_ssize_t column, Py_ssize_t n, char* g) noexcept nogil:
+cdef void gradient_rows(const NormJob* job, const Tile* tile, const char* dy, const char* x, Py_ssize_t rows,
+                        Py_ssize_t stride, Py_ssize_t column, Py_ssize_t n, char* g) noexcept nogil:
     """dL/dz of some rows, side by side in a block, for an activation of the table."""
     cdef fn_block block
     cdef Py_ssize_t row
-    job.loops.column_apply(x, g, rows, stride, n, n, <const char*> tile.k + column * job.itemsize, tile.pitch, FN_PLAIN, 0.0)
+    job.loops.column_apply(x, g, rows, stride, n, n, <const char*> tile.k + column * job.itemsize, tile.pitch, FN_PLAIN,
+                           0.0)
     for row in range(rows):
         memcpy(block.bytes + row * n * job.itemsize, dy + row * stride * job.itemsize, n * job.itemsize)
     gradient_block(job, block.bytes, g, rows * n)
 
 
-cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t column,
-                           Py_ssize_t n, char* block, Py_ssize_t block_stride) noexcept nogil:
+cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                           Py_ssize_t column, Py_ssize_t n, char* block, Py_ssize_t block_stride) noexcept nogil:
     """dx of the tile's n columns from `column` on, in rows whose first such element is `first`, to a block."""
     cdef fn_block g
     cdef const char* k = <const char*> tile.k + column * job.itemsize
@@ -175,14 +182,16 @@ cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t firs
     cdef const char* x = job.x + first * job.itemsize
     cdef const char* dy = job.dy + first * job.itemsize
     if in_loops(job):
-        job.loops.column_back_apply(dy, x, block, rows, stride, stride, block_stride, n, linear, k, tile.pitch, job.kind, job.slope)
+        job.loops.column_back_apply(dy, x, block, rows, stride, stride, block_stride, n, linear, k, tile.pitch,
+                                    job.kind, job.slope)
     else:
         gradient_rows(job, tile, dy, x, rows, stride, column, n, g.bytes)
-        job.loops.column_back_apply(g.bytes, x, block, rows, n, stride, block_stride, n, linear, k, tile.pitch, FN_PLAIN, 0.0)
+        job.loops.column_back_apply(g.bytes, x, block, rows, n, stride, block_stride, n, linear, k, tile.pitch,
+                                    FN_PLAIN, 0.0)
 
 
-cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t column,
-                        Py_ssize_t n) noexcept nogil:
+cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                        Py_ssize_t column, Py_ssize_t n) noexcept nogil:
     """Results of the tile's n columns from `column` on; `first` is the matrix's first element."""
     cdef fn_block block
     cdef const char* k = <const char*> tile.k + column * job.itemsize
@@ -190,16 +199,18 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
     cdef Py_ssize_t turn, m, i, at = (first + column) * job.itemsize, most = max(1, BLOCK_BYTES // job.itemsize // n)
     if writes_directly(job) and not job.streamed:
         if job.dy == NULL:
-            job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind, job.slope)
+            job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind,
+                                   job.slope)
         else:
-            job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n, linear, k,
-                                        tile.pitch, job.kind, job.slope)
+            job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n,
+                                        linear, k, tile.pitch, job.kind, job.slope)
         return
     for turn in range(count_of(rows, most)):
         m = min(most, rows - turn * most)
         at = first + column + turn * most * stride
         if job.dy == NULL:
-            job.loops.column_apply(job.x + at * job.itemsize, block.bytes, m, stride, n, n, k, tile.pitch, job.kind, job.slope)
+            job.loops.column_apply(job.x + at * job.itemsize, block.bytes, m, stride, n, n, k, tile.pitch, job.kind,
+                                   job.slope)
             if not in_loops(job):
                 activate_block(job, block.bytes, m * n)
         else:
@@ -208,11 +219,12 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
             emit(job.level, job.streamed, job.result + at * job.itemsize, block.bytes, m * n * job.itemsize)
         else:
             for i in range(m):
-                emit(job.level, job.streamed, job.result + (at + i * stride) * job.itemsize, block.bytes + i * n * job.itemsize,
-                     n * job.itemsize)
+                emit(job.level, job.streamed, job.result + (at + i * stride) * job.itemsize,
+                     block.bytes + i * n * job.itemsize, n * job.itemsize)
 
 
-cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t width) noexcept nogil:
+cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                     Py_ssize_t width) noexcept nogil:
     """Results of `rows` rows of `width` columns from element `first` on."""
     cdef Py_ssize_t column = 0, end, at = first * job.itemsize
     cdef Py_ssize_t most = FN_COLUMNS if job.streamed or not writes_directly(job) else WIDE  # a block holds no more
@@ -220,8 +232,8 @@ cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_
         if job.dy == NULL:
             job.loops.column_stream(job.x + at, job.result + at, rows, width, tile.k, tile.pitch, job.kind, job.slope)
         else:
-            job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, rows, width, tile.linear, tile.k, tile.pitch, job.kind,
-                                         job.slope)
+            job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, rows, width, tile.linear, tile.k,
+                                         tile.pitch, job.kind, job.slope)
         return
     while column < width:
         end = min(width, column + STRIP)
@@ -296,8 +308,8 @@ cdef void column_statistics(NormJob* job) noexcept nogil:
     for c in range(job.groups):
         job.shift[c] = shift_at(job, c * job.inner)
     add_up(job)
-    if job.level.norm_finish(job.partial, squares, job.shift, job.count, job.eps, job.groups, job.mean, job.var, job.invstd,
-                             job.doubtful) == 0 or job.itemsize == 8:
+    if job.level.norm_finish(job.partial, squares, job.shift, job.count, job.eps, job.groups, job.mean, job.var,
+                             job.invstd, job.doubtful) == 0 or job.itemsize == 8:
         return
     for c in range(job.groups):
         if job.doubtful[c]:
@@ -307,8 +319,8 @@ cdef void column_statistics(NormJob* job) noexcept nogil:
     job.redoing = False
     for c in range(job.groups):
         if job.doubtful[c]:
-            job.level.norm_finish(job.partial + c, squares + c, job.shift + c, job.count, job.eps, 1, job.mean + c, job.var + c,
-                                  job.invstd + c, &doubtful)
+            job.level.norm_finish(job.partial + c, squares + c, job.shift + c, job.count, job.eps, 1, job.mean + c,
+                                  job.var + c, job.invstd + c, &doubtful)
 
 
 cdef void column_gradients(NormJob* job) noexcept nogil:
@@ -316,8 +328,9 @@ cdef void column_gradients(NormJob* job) noexcept nogil:
     cdef double* products = job.partial + job.groups
     cdef Py_ssize_t c
     add_up(job)
-    if job.loops.forms(job.partial, products, products + job.groups, job.mean, job.invstd, job.gamma, job.table, job.groups, job.count,
-                       True, job.groups, job.linear, job.dgamma, job.doubtful) and job.itemsize == 4:
+    if job.loops.forms(job.partial, products, products + job.groups, job.mean, job.invstd, job.gamma, job.table,
+                       job.groups, job.count, True, job.groups, job.linear, job.dgamma,
+                       job.doubtful) and job.itemsize == 4:
         job.redoing = True
         add_up(job)
         job.redoing = False

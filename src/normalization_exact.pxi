@@ -1,5 +1,5 @@
-# What float arithmetic cannot do well enough (see norm_finish and forms in normalization_loops.pxi.tp), done in double: the
-# float data is widened a block at a time, and the loops for double run over the block.
+# What float arithmetic cannot do well enough (see norm_finish and forms in normalization_loops.pxi.tp), done in double:
+# the float data is widened a block at a time, and the loops for double run over the block.
 
 cdef enum:
     STRIP = 32      # columns of a block
@@ -13,7 +13,7 @@ cdef enum:  # phases
 cdef struct Strip:
     Py_ssize_t n               # columns, STRIP at most
     double shift[STRIP]        # of ADD_VALUES
-    float single[COEFFICIENTS * STRIP]  # forward's coefficients: an activation's gradient wants forward's z, bit for bit
+    float single[COEFFICIENTS * STRIP]  # forward's: an activation's gradient wants forward's z, bit for bit
     double k[COEFFICIENTS * STRIP]
     double linear[3 * STRIP]
     double sums[3 * STRIP]
@@ -25,7 +25,8 @@ ctypedef struct StripBlock:
     double values[STRIP_ROWS * STRIP]
 
 
-cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, int phase) noexcept nogil:
+cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                      int phase) noexcept nogil:
     """STRIP_ROWS rows at most, `stride` elements apart, from element `first` on."""
     cdef StripBlock x, g, dx, weights
     cdef fn_block single
@@ -38,8 +39,8 @@ cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssi
         if phase != ADD_VALUES:
             dy = job.dy + at
             if job.row >= 0:
-                job.level.norm[<int> FN_SINGLE].column_apply(job.x + at, single.bytes, 1, STRIP, STRIP, strip.n, strip.single, STRIP,
-                                                             FN_PLAIN, 0.0)
+                job.level.norm[<int> FN_SINGLE].column_apply(job.x + at, single.bytes, 1, STRIP, STRIP, strip.n,
+                                                             strip.single, STRIP, FN_PLAIN, 0.0)
                 gradient_block(job, dy, single.bytes, strip.n)
                 dy = single.bytes
             job.level.norm_widen(dy, g.values + row * STRIP, strip.n)
@@ -50,19 +51,21 @@ cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssi
     if phase == ADD_VALUES:
         loops.column_sums(x.values, rows, STRIP, strip.n, strip.shift, strip.sums, strip.sums + STRIP)
     elif phase == ADD_GRADIENTS:
-        loops.column_back_sums(g.values, x.values, rows, STRIP, STRIP, strip.n, strip.k, STRIP, FN_PLAIN, 0.0, strip.sums,
-                               strip.sums + STRIP, strip.sums + 2 * STRIP)
+        loops.column_back_sums(g.values, x.values, rows, STRIP, STRIP, strip.n, strip.k, STRIP, FN_PLAIN, 0.0,
+                               strip.sums, strip.sums + STRIP, strip.sums + 2 * STRIP)
     else:
-        loops.column_back_apply(g.values, x.values, dx.values, rows, STRIP, STRIP, STRIP, strip.n, strip.linear, strip.k, STRIP,
-                                FN_PLAIN, 0.0)
+        loops.column_back_apply(g.values, x.values, dx.values, rows, STRIP, STRIP, STRIP, strip.n, strip.linear,
+                                strip.k, STRIP, FN_PLAIN, 0.0)
         for row in range(rows):
             for i in range(strip.n):
                 if strip.doubtful[i]:
                     strip.results[row * STRIP + i] = <float> dx.values[row * STRIP + i]
-            memcpy(job.result + (first + row * stride) * sizeof(float), strip.results + row * STRIP, strip.n * sizeof(float))
+            memcpy(job.result + (first + row * stride) * sizeof(float), strip.results + row * STRIP,
+                   strip.n * sizeof(float))
 
 
-cdef void exact_rows(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride, int phase) noexcept nogil:
+cdef void exact_rows(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                     int phase) noexcept nogil:
     cdef Py_ssize_t turn, row
     for turn in range(count_of(rows, STRIP_ROWS)):
         row = turn * STRIP_ROWS
@@ -94,8 +97,9 @@ cdef double strip_total(const double* lanes) noexcept nogil:
     return total
 
 
-cdef void exact_form(const NormJob* job, double factor, double invstd, double dgamma, double dbeta, double* linear) noexcept nogil:
-    """dx = factor * (g - dbeta / n - (x - mean) * invstd * dgamma / n) as linear[0] * g + linear[1] * (x - mean) + linear[2]."""
+cdef void exact_form(const NormJob* job, double factor, double invstd, double dgamma, double dbeta,
+                     double* linear) noexcept nogil:
+    """dx = factor * (g - dbeta / n - (x - mean) * invstd * dgamma / n) as a * g + b * (x - mean) + c."""
     if job.centred and job.count == 1.0:
         factor = 0.0
     linear[0] = factor
@@ -111,7 +115,8 @@ cdef void fill_lanes(double* lanes, double value) noexcept nogil:
         lanes[i] = value
 
 
-cdef void exact_statistics(const NormJob* job, Py_ssize_t number, double* mean, double* var, double* invstd) noexcept nogil:
+cdef void exact_statistics(const NormJob* job, Py_ssize_t number, double* mean, double* var,
+                           double* invstd) noexcept nogil:
     """Mean, variance and 1/sqrt(var + eps) of one set."""
     cdef Strip strip
     cdef double sums[2]
@@ -129,8 +134,8 @@ cdef void exact_statistics(const NormJob* job, Py_ssize_t number, double* mean, 
     job.level.norm_finish(sums, sums + 1, &shift, job.count, job.eps, 1, mean, var, invstd, &doubtful)
 
 
-cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, double invstd, const fn_sets* pieces, const double* gamma,
-                          const float* single, Py_ssize_t width, double* sums) noexcept nogil:
+cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, double invstd, const fn_sets* pieces,
+                          const double* gamma, const float* single, Py_ssize_t width, double* sums) noexcept nogil:
     """dx of one set, and the sums of g and g * (x - mean) of each of its pieces, `width` apart."""
     cdef Strip strip
     cdef double linear[3]

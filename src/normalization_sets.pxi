@@ -1,10 +1,10 @@
-# Normalizations whose data comes in sets with statistics of their own: a channel of an NCHW batch (runs of H * W elements, one
-# in each sample), a row, a group of channels of a sample. Small neighbouring sets are taken together in a chunk, so that
-# they stay in the cache between sums and results, and their statistics are finished side by side. Gradients of gamma and
-# beta are summed over fixed blocks of samples, and the blocks' sums added in their order.
+# Normalizations whose data comes in sets with statistics of their own: a channel of an NCHW batch (runs of H * W
+# elements, one in each sample), a row, a group of channels of a sample. Small neighbouring sets are taken together in a
+# chunk, so that they stay in the cache between sums and results, and their statistics are finished side by side.
+# Gradients of gamma and beta are summed over fixed blocks of samples, and the blocks' sums added in their order.
 #
-# Within a set, a piece is what shares a gamma and a beta: a channel. Where every element has its own (layer norm, and group
-# norm of short runs), gamma and beta are the arrays `weights` and `offsets` over the elements of a sample.
+# Within a set, a piece is what shares a gamma and a beta: a channel. Where every element has its own (layer norm, and
+# group norm of short runs), gamma and beta are the arrays `weights` and `offsets` over the elements of a sample.
 
 cdef enum:
     TOGETHER = 32            # most sets, or pieces of several sets, in a chunk
@@ -81,8 +81,8 @@ cdef inline fn_sets one_run(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline Py_ssize_t chunk_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
-    """How many sets to take together: of one sample, so that their channels follow each other; where gamma and beta belong to
-    the elements, sets that share them."""
+    """How many sets to take together: of one sample, so that their channels follow each other; where gamma and beta
+    belong to the elements, sets that share them."""
     cdef Py_ssize_t count = min(job.most, end - first)
     if job.channels:
         return min(count, job.groups - first % job.groups)
@@ -107,7 +107,8 @@ cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first,
             chunk.piece_invstd[i] = invstd[i // job.channels]
         mean = chunk.piece_mean
         invstd = chunk.piece_invstd
-    job.loops.coefficients(mean, invstd, job.gamma + channel, job.beta + channel, count * job.channels, chunk.k, chunk.width)
+    job.loops.coefficients(mean, invstd, job.gamma + channel, job.beta + channel, count * job.channels, chunk.k,
+                           chunk.width)
 
 
 # Forward.
@@ -117,8 +118,8 @@ cdef void finish_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
     cdef Py_ssize_t i
     if not job.centred:
         memset(chunk.sums, 0, count * sizeof(double))
-    if job.level.norm_finish(chunk.sums, chunk.sums + chunk.width, chunk.shift, job.count, job.eps, count, chunk.mean, chunk.var,
-                             chunk.invstd, chunk.doubtful) and job.itemsize == 4:
+    if job.level.norm_finish(chunk.sums, chunk.sums + chunk.width, chunk.shift, job.count, job.eps, count, chunk.mean,
+                             chunk.var, chunk.invstd, chunk.doubtful) and job.itemsize == 4:
         for i in range(count):
             if chunk.doubtful[i]:
                 exact_statistics(job, first + i, chunk.mean + i, chunk.var + i, chunk.invstd + i)
@@ -138,8 +139,8 @@ cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
 
 
 cdef inline bint overlapped(const NormJob* job) noexcept nogil:
-    """Whether the sums of a set are better taken while the results of another are written: where summing float data in double keeps
-    the processor as long as reading the data does, unless sets are so short that they come too seldom."""
+    """Whether the sums of a set are better taken while the results of another are written: where summing float data in
+    double keeps the processor as long as reading the data does, unless sets are so short that they come too seldom."""
     return job.streamed and job.itemsize == 4 and job.weights == NULL and job.count >= OVERLAPPED
 
 
@@ -152,8 +153,8 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
         shape.runs = 1
     look_at_chunk(job, chunk, first, count)
     for run in range(turns):
-        job.loops.sums(job.x + (first * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift, chunk.sums,
-                       chunk.sums + chunk.width)
+        job.loops.sums(job.x + (first * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift,
+                       chunk.sums, chunk.sums + chunk.width)
     finish_chunk(job, chunk, first, count)
 
 
@@ -184,7 +185,8 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
 
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets pieces = pieces_of(job, count)
-    cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize, weight = first_weight(job, first) * job.itemsize
+    cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize
+    cdef Py_ssize_t weight = first_weight(job, first) * job.itemsize
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
     if job.staged or not in_loops(job):
@@ -196,8 +198,8 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
                 offsets = job.offsets + first_weight(job, first + number) * job.itemsize
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
-                job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize, chunk.width, job.kind,
-                                 job.slope, weights, offsets, NULL, 0, 0.0, NULL, NULL)
+                job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize,
+                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, 0, 0.0, NULL, NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
@@ -239,9 +241,9 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
             for run in range(pieces.runs):
                 at = number * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
                 if number >= begin:
-                    job.loops.stream(job.x + at, job.result + at, pieces.n, chunk.k + piece * job.itemsize, chunk.width, job.kind,
-                                     job.slope, NULL, NULL, job.x + at + apart if more else NULL, ahead, chunk.shift[0], chunk.sums,
-                                     chunk.sums + chunk.width)
+                    job.loops.stream(job.x + at, job.result + at, pieces.n, chunk.k + piece * job.itemsize, chunk.width,
+                                     job.kind, job.slope, NULL, NULL, job.x + at + apart if more else NULL, ahead,
+                                     chunk.shift[0], chunk.sums, chunk.sums + chunk.width)
                 else:
                     job.loops.sums(job.x + at + apart, &run_shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
 
@@ -253,20 +255,22 @@ cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssiz
     """The sums of g, g * u and g * g of every piece; and the gradients of the elements' gamma and beta."""
     cdef fn_block g
     cdef fn_sets pieces = pieces_of(job, count), shape
-    cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize, most = BLOCK_BYTES // job.itemsize
+    cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize
+    cdef Py_ssize_t most = BLOCK_BYTES // job.itemsize
     cdef Py_ssize_t weight = first_weight(job, first)
     memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
     if job.weights != NULL:
-        job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights + weight * job.itemsize, chunk.k, chunk.width,
-                                mean, job.invstd + first, chunk.sums, gradients + weight, gradients + gradient_width(job) + weight)
+        job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights + weight * job.itemsize,
+                                chunk.k, chunk.width, mean, job.invstd + first, chunk.sums, gradients + weight,
+                                gradients + gradient_width(job) + weight)
     elif in_loops(job):
         shape = pieces
         for turn in range(count_of(pieces.sets, TOGETHER)):  # a set may have more pieces
             number = turn * TOGETHER
             place = at + number * pieces.apart * job.itemsize
             shape.sets = min(<Py_ssize_t> TOGETHER, pieces.sets - number)
-            job.loops.back_sums(job.dy + place, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width, job.kind, job.slope,
-                                chunk.sums + number)
+            job.loops.back_sums(job.dy + place, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width,
+                                job.kind, job.slope, chunk.sums + number)
     else:
         for number in range(pieces.sets):
             for run in range(pieces.runs):
@@ -275,23 +279,26 @@ cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssiz
                     n = min(most, pieces.n - done)
                     shape = one_run(n)
                     place = at + (number * pieces.apart + run * pieces.stride + done) * job.itemsize
-                    job.loops.apply(job.x + place, g.bytes, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0)
+                    job.loops.apply(job.x + place, g.bytes, &shape, chunk.k + number * job.itemsize, chunk.width,
+                                    FN_PLAIN, 0.0)
                     gradient_block(job, job.dy + place, g.bytes, n)
-                    job.loops.back_sums(g.bytes, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0,
-                                        chunk.sums + number)
+                    job.loops.back_sums(g.bytes, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width,
+                                        FN_PLAIN, 0.0, chunk.sums + number)
 
 
-cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean) noexcept nogil:
+cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
+                      const double* mean) noexcept nogil:
     """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
     cdef const double* invstd = job.invstd + first
     cdef const double* gamma = &ones[0] if job.channels == 0 else job.gamma + first % job.groups * job.channels
     cdef Py_ssize_t width = chunk.width
     if job.channels < 2:
-        return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k, width, job.count,
-                               job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
+        return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k,
+                               width, job.count, job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
     # as if every piece were a set: right for the gradients
-    job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, chunk.piece_mean, chunk.piece_invstd, gamma, chunk.k, width,
-                    job.count, job.centred, count * job.channels, chunk.linear, chunk.gradients, chunk.doubtful)
+    job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, chunk.piece_mean, chunk.piece_invstd, gamma,
+                    chunk.k, width, job.count, job.centred, count * job.channels, chunk.linear, chunk.gradients,
+                    chunk.doubtful)
     if job.itemsize == 4:
         return set_forms(job, chunk, count, mean, invstd, gamma, <float> 0)
     return set_forms(job, chunk, count, mean, invstd, gamma, <double> 0)
@@ -301,8 +308,8 @@ ctypedef fused norm_real:
     float
     double
 
-cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const double* mean, const double* invstd, const double* gamma,
-                    norm_real example) noexcept nogil:
+cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const double* mean, const double* invstd,
+                    const double* gamma, norm_real example) noexcept nogil:
     """The linear forms of sets of several pieces, from their sums weighted with gamma."""
     cdef double sums[3 * TOGETHER]
     cdef double gradients[2 * TOGETHER]
@@ -321,8 +328,8 @@ cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const do
             sums[number] += gamma[piece] * chunk.sums[piece]
             sums[TOGETHER + number] += gamma[piece] * chunk.sums[width + piece]
             sums[2 * TOGETHER + number] += gamma[piece] * gamma[piece] * chunk.sums[2 * width + piece]
-    result = job.loops.forms(sums, sums + TOGETHER, sums + 2 * TOGETHER, mean, invstd, ones, k, TOGETHER, job.count, job.centred, count,
-                             form, gradients, chunk.doubtful) != 0
+    result = job.loops.forms(sums, sums + TOGETHER, sums + 2 * TOGETHER, mean, invstd, ones, k, TOGETHER, job.count,
+                             job.centred, count, form, gradients, chunk.doubtful) != 0
     for number in range(count):
         for piece in range(number * job.channels, (number + 1) * job.channels):
             linear[piece] = <norm_real> (form[number] * gamma[piece])
@@ -331,8 +338,10 @@ cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const do
     return result
 
 
-cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` pieces from `number` on, where it cannot be written as it is computed or has an activation of the table."""
+cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
+                            Py_ssize_t count) noexcept nogil:
+    """dx of the chunk's `count` pieces from `number` on, where it cannot be written as it is computed or has an
+    activation of the table."""
     cdef fn_block block, g
     cdef fn_sets pieces = pieces_of(job, 1), shape
     cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, piece
@@ -349,18 +358,21 @@ cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, 
                 shape = one_run(n)
                 if job.weights != NULL:
                     job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, 1, n,
-                                             job.weights + (first_weight(job, first + piece) + done) * job.itemsize, linear, k,
-                                             chunk.width, False, 0)
+                                             job.weights + (first_weight(job, first + piece) + done) * job.itemsize,
+                                             linear, k, chunk.width, False, 0)
                 elif in_loops(job):
-                    job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind, job.slope, False, 0)
+                    job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind,
+                                         job.slope, False, 0)
                 else:
                     job.loops.apply(job.x + at, g.bytes, &shape, k, chunk.width, FN_PLAIN, 0.0)
                     gradient_block(job, job.dy + at, g.bytes, n)
-                    job.loops.back_apply(g.bytes, job.x + at, block.bytes, &shape, linear, k, chunk.width, FN_PLAIN, 0.0, False, 0)
+                    job.loops.back_apply(g.bytes, job.x + at, block.bytes, &shape, linear, k, chunk.width, FN_PLAIN,
+                                         0.0, False, 0)
                 emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
 
 
-cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count) noexcept nogil:
+cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
+                            Py_ssize_t count) noexcept nogil:
     """dx of the chunk's `count` pieces from `number` on."""
     cdef fn_sets pieces = pieces_of(job, 1)
     cdef Py_ssize_t at = (first * job.shape.apart + number * pieces.apart) * job.itemsize
@@ -370,15 +382,16 @@ cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, 
         back_apply_blocks(job, chunk, first, number, count)
     elif job.weights != NULL:
         job.loops.row_back_apply(job.dy + at, job.x + at, job.result + at, count, job.shape.n,
-                                 job.weights + first_weight(job, first + number) * job.itemsize, linear, k, chunk.width, job.streamed,
-                                 count * job.shape.apart)
+                                 job.weights + first_weight(job, first + number) * job.itemsize, linear, k, chunk.width,
+                                 job.streamed, count * job.shape.apart)
     else:
         pieces.sets = count
-        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind, job.slope,
-                             job.streamed, count * job.shape.apart)
+        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind,
+                             job.slope, job.streamed, count * job.shape.apart)
 
 
-cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean) noexcept nogil:
+cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
+                              const double* mean) noexcept nogil:
     """dx set by set, in double where a set is doubtful; there the gradients of gamma and beta are corrected too."""
     cdef fn_sets pieces = pieces_of(job, 1)
     cdef double* sums
@@ -396,7 +409,8 @@ cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first
             chunk.gradients[chunk.width + piece] = chunk.sums[piece]
 
 
-cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, double* gradients) noexcept nogil:
+cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
+                         double* gradients) noexcept nogil:
     cdef const double* mean = job.mean + first if job.centred else &zeros[0]
     cdef Py_ssize_t width = gradient_width(job), channel = first % job.groups * job.channels, i
     chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
@@ -411,7 +425,8 @@ cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_
             gradients[width + channel + i] += chunk.gradients[chunk.width + i]
 
 
-cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end, double* gradients) noexcept nogil:
+cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end,
+                        double* gradients) noexcept nogil:
     cdef Py_ssize_t count
     while begin < end:
         count = chunk_sets(job, begin, end)
@@ -434,11 +449,12 @@ cdef void backward_unit(const NormJob* job, Chunk* chunk, Py_ssize_t number) noe
 
 # The job.
 
-cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t runs, Py_ssize_t inner) noexcept:
+cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t runs,
+                    Py_ssize_t inner) noexcept:
     """`sets` sets, `groups` of them in a sample, each of `channels` channels of `runs` runs of `inner` elements.
 
-    Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here. With 0
-    channels gamma and beta belong to the elements.
+    Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here.
+    With 0 channels gamma and beta belong to the elements.
     """
     cdef Py_ssize_t samples = sets // groups
     job.by_set = True
@@ -451,7 +467,8 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.runs = runs
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
-    job.most = max(<Py_ssize_t> 1, min(TOGETHER // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
+    job.most = max(<Py_ssize_t> 1, min(TOGETHER // max(channels, <Py_ssize_t> 1),
+                                       TOGETHER_VALUES // (runs * job.shape.n)))
     job.block = max((samples + SET_BLOCKS - 1) // SET_BLOCKS, SLICE_VALUES // (groups * runs * job.shape.n))
     job.blocks = (samples + job.block - 1) // job.block
     job.slices = 1 if channels == 0 else max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups),
