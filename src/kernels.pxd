@@ -70,7 +70,7 @@ cdef extern from "kernels.h" nogil:
         void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in k,
                               Py_ssize_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma,
                               fn_out dbeta) noexcept nogil
-        void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, 
+        void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma,
                                fn_in linear, fn_in k, Py_ssize_t width, bint streamed, Py_ssize_t ahead) noexcept nogil
 
     ctypedef struct fn_bins:

@@ -5,7 +5,8 @@ cdef bint set_operands(NormJob* job, object x, object dy, object out) noexcept:
     if not usable_result(<ndarray> x, out, &job.staged):
         return False
     if dy is not None:
-        if not (is_plain(dy) and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> dy, out, &job.staged)):
+        if not (is_plain(dy) and same_form(<ndarray> dy, <ndarray> x)
+                and usable_result(<ndarray> dy, out, &job.staged)):
             return False
         job.dy = cnp.PyArray_BYTES(<ndarray> dy)
         job.given = True
