@@ -203,7 +203,7 @@ def test_the_documentation_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.
     assert spec.loader is not None
     document = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(document)
-    for page in ("docs/performance.md", "benchmarks/README.md"):
+    for page in ("README.md", "docs/performance.md", "benchmarks/README.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((root / page).read_text())
     monkeypatch.setattr(document, "ROOT", tmp_path)

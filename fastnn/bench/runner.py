@@ -21,6 +21,7 @@ from fastnn.bench.peers import PEERS, Peer
 Sampler = Callable[[int], float]
 COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
 SMALL, HUGE = 16 << 10, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
+PAUSE = 0.01  # seconds for which an OpenMP library's threads may spin after a call, on cores that others need
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
 
@@ -93,9 +94,16 @@ def sampler(call: Call) -> Sampler:
 
 
 def interleave(
-    samplers: dict[str, Sampler], budget: float, rounds: int, reset: Callable[[], None] | None = None
+    samplers: dict[str, Sampler],
+    budget: float,
+    rounds: int,
+    reset: Callable[[], None] | None = None,
+    threaded: bool = False,
 ) -> dict[str, float]:
-    """Best time of each, in seconds a call. ``budget`` is what each may spend in all; the slow get fewer rounds."""
+    """Best time of each, in seconds a call. ``budget`` is what each may spend in all; the slow get fewer rounds.
+
+    ``threaded``: let the threads of the one before fall asleep first, and wake one's own with calls that do not count.
+    """
     counts, best, cost = {}, {}, {}
     for name, sample in samplers.items():
         if reset:
@@ -118,6 +126,11 @@ def interleave(
                 continue
             if reset:
                 reset()
+            if threaded:
+                time.sleep(PAUSE)
+                samplers[name](1 + int(1e-3 * counts[name] / cost[name]))
+                if reset:
+                    reset()
             seconds = samplers[name](counts[name])
             spent[name] += seconds
             best[name] = min(best[name], seconds / counts[name])
@@ -215,7 +228,7 @@ class Runner:
         copy = self._copy(case, data)
         if copy:
             samplers[COPY] = sampler(copy)
-        row.times = interleave(samplers, budget, rounds, reset)
+        row.times = interleave(samplers, budget, rounds if threads == 1 else rounds // 3, reset, threads > 1)
         if "fastnn" in row.times and case.elements >= SMALL:
             slow = {name for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
             self._hopeless[race] = slow | (hopeless - set(row.peers))
