@@ -42,116 +42,199 @@ cdef int gelu_row(object approximate) except -1:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 cdef struct Rows:
-    Plan plan             # axes in the array's order but the row's, which is last; not merged
-    fn_row kernel
-    fn_loss_row loss      # instead of kernel, for cross_entropy
-    const Py_ssize_t* labels
+    Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
+    fn_rows kernel
+    const Py_ssize_t* labels  # of cross_entropy, else NULL
     double* losses
     double share
-    Py_ssize_t count
-    Py_ssize_t length
-    Py_ssize_t part       # rows a thread takes
+    Py_ssize_t length    # elements of a row
+    Py_ssize_t width     # rows that the kernel takes together: 1 in its row form, FN_LANES in its column form
+    Py_ssize_t lanes     # rows along their axis
+    Py_ssize_t tiles     # of `width` rows along their axis
+    Py_ssize_t count     # of all tiles
+    Py_ssize_t part      # tiles a thread takes
     bint out_of_memory
 
 
 cdef void rows_part(void* context, int part) noexcept nogil:
-    """Run the kernel on a slice of the rows: each operand's row in place where it lies right, else staged."""
+    """Run the kernel on a slice of the tiles: each operand's tile in place where it lies right, else staged."""
     cdef Rows* rows = <Rows*> context
     cdef Plan* plan = &rows.plan
-    cdef fn_block blocks[MAX_INPUTS]
-    cdef char* buffers[MAX_INPUTS]
+    cdef fn_block blocks[4]
+    cdef char* tiles[3]  # of the inputs, the last one of the result
+    cdef char* places[3]
+    cdef char* used[3]
+    cdef Py_ssize_t steps[3]
+    cdef char* scratch = blocks[3].bytes
     cdef char* heap = NULL
-    cdef const char* sources[2]
-    cdef char* result
-    cdef Py_ssize_t length = rows.length, nbytes = padded(length) * plan.itemsize
-    cdef Py_ssize_t row, start = part * rows.part, stop = min(rows.count, start + rows.part)
-    cdef bint staged = plan.staged or not plan.result.direct
-    cdef int i
-    if nbytes > BLOCK_BYTES:
-        heap = <char*> malloc(3 * nbytes)
+    cdef Py_ssize_t labels[FN_LANES]
+    cdef double losses[FN_LANES]
+    cdef fn_loss loss
+    cdef Operand* operand
+    # in the row form, what must be there before the row
+    cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.width == 1 else 0
+    cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
+    cdef Py_ssize_t tile, first, count
+    cdef int i, other = plan.inputs - 1
+    loss.labels, loss.losses, loss.share = labels, losses, rows.share
+    for i in range(3):
+        tiles[i] = blocks[i].bytes + before
+    if nbytes > BLOCK_BYTES and not (rows.width == 1 and all_direct(plan)):
+        heap = <char*> malloc(4 * nbytes + CACHE_LINE)
         if heap == NULL:
             rows.out_of_memory = True
             return
-    for i in range(3):
-        buffers[i] = blocks[i].bytes if heap == NULL else heap + i * nbytes
-    for row in range(start, stop):
-        for i in range(plan.inputs):
-            sources[i] = (row_place(plan, &plan.source[i], row) if plan.source[i].direct
-                          else load_row(plan, &plan.source[i], row, length, buffers[i]))
-        result = buffers[2] if staged else row_place(plan, &plan.result, row)
-        if rows.loss != NULL:
-            rows.losses[row] = rows.loss(sources[0], result, length, rows.labels[row], rows.share)
-        else:
-            rows.kernel(sources[0], sources[plan.inputs - 1], result, length)
-        if staged:
-            store_row(plan, row, length, result)
+        scratch = heap + -<uintptr_t> heap % CACHE_LINE
+        for i in range(3):
+            tiles[i] = scratch + (i + 1) * nbytes
+    for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
+        first = tile % rows.tiles * rows.width
+        count = min(rows.width, rows.lanes - first)
+        for i in range(3):
+            operand = &plan.result if i == 2 else &plan.source[min(i, other)]
+            places[i] = tile_place(plan, operand, tile // rows.tiles, first)
+            used[i] = places[i]
+            steps[i] = operand.strides[plan.ndim - 1] // plan.itemsize
+            if not operand.direct or count < rows.width:
+                used[i] = tiles[i]
+                steps[i] = rows.width
+                if i <= other:
+                    move_tile(rows, operand, places[i], count, tiles[i], scratch, True)
+                    move_run(tiles[i] - before, plan.itemsize, tiles[i], 0, before // plan.itemsize, plan.itemsize, False)
+        if rows.labels != NULL:
+            memset(labels, 0, sizeof(labels))
+            memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
+        rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, &loss)
+        if used[2] == tiles[2]:
+            move_tile(rows, &plan.result, places[2], count, tiles[2], scratch, False)
+        if rows.labels != NULL:
+            memcpy(rows.losses + first, losses, count * sizeof(double))
     free(heap)
 
 
-cdef char* row_place(const Plan* plan, const Operand* array, Py_ssize_t row) noexcept nogil:
-    cdef char* place = array.data
+cdef bint all_direct(const Plan* plan) noexcept nogil:
+    return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
+
+
+cdef char* tile_place(const Plan* plan, const Operand* array, Py_ssize_t outer, Py_ssize_t first) noexcept nogil:
+    cdef char* place = array.data + first * array.strides[plan.ndim - 2]
     cdef int axis
-    for axis in range(plan.ndim - 2, -1, -1):
-        place += row % plan.shape[axis] * array.strides[axis]
-        row //= plan.shape[axis]
+    for axis in range(plan.ndim - 3, -1, -1):
+        place += outer % plan.shape[axis] * array.strides[axis]
+        outer //= plan.shape[axis]
     return place
 
 
-cdef char* load_row(const Plan* plan, const Operand* array, Py_ssize_t row, Py_ssize_t length, char* buffer) noexcept nogil:
-    cdef Py_ssize_t i = 0, n
-    while i < length:
-        n = min(length - i, <Py_ssize_t> BLOCK_BYTES // 8)
-        load(plan, array, row * length + i, n, buffer + i * plan.itemsize)
-        i += n
-    return buffer
+cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, char* scratch,
+                    bint gather) noexcept nogil:
+    """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing are zero."""
+    cdef const Plan* plan = &rows.plan
+    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * rows.width, step = rows.width * size
+    cdef Py_ssize_t across = array.strides[plan.ndim - 2], along = array.strides[plan.ndim - 1]
+    cdef char* block = scratch if array.half else tile
+    cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
+    if count == FN_LANES and array.contiguous:
+        if gather:
+            plan.level.to_columns[dtype](place, across // size, tile, rows.length)
+        else:
+            plan.level.from_columns[dtype](tile, place, across // size, rows.length)
+        return
+    if array.half and not gather:
+        plan.level.single_to_half(tile, block, padded(total))
+    if gather and count < rows.width:
+        memset(block, 0, total * size)
+    if across == size and rows.width > 1:
+        for i in range(rows.length):
+            move(block + i * step, size, place + i * along, size, count, array, gather)
+    else:
+        for i in range(count):
+            move(block + i * size, step, place + i * across, along, rows.length, array, gather)
+    if array.half and gather:
+        plan.level.half_to_single(block, tile, padded(total))
 
 
-cdef void store_row(const Plan* plan, Py_ssize_t row, Py_ssize_t length, const char* buffer) noexcept nogil:
-    cdef Py_ssize_t i = 0, n
-    while i < length:
-        n = min(length - i, <Py_ssize_t> BLOCK_BYTES // 8)
-        store(plan, row * length + i, n, buffer + i * plan.itemsize)
-        i += n
+cdef inline void move(char* block, Py_ssize_t step, char* place, Py_ssize_t stride, Py_ssize_t n, const Operand* array,
+                      bint gather) noexcept nogil:
+    if gather:
+        move_run(block, step, place, stride, n, array.itemsize, array.swapped)
+    else:
+        move_run(place, stride, block, step, n, array.itemsize, array.swapped)
 
 
-cdef bint lay_rows(Rows* rows, ndarray y, int axis) except -1:
-    """Complete a plan whose operands are described: the row's axis goes last. False if there are no elements."""
+cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) except -1:
+    """Complete a plan whose operands are described, and choose the rows' form. False if there are no elements."""
     cdef Plan* plan = &rows.plan
-    cdef Operand* operand
+    cdef Operand* operands[3]
+    cdef Py_ssize_t row_stride[3]
     cdef Py_ssize_t stride
-    cdef int i, j
+    cdef int i, j, axis, best = 0, last
+    cdef bint runs_on
     if plan.size == 0:
         return False
-    plan.ndim = max(1, cnp.PyArray_NDIM(y))
-    plan.shape[0] = 1
-    for i in range(cnp.PyArray_NDIM(y)):
-        plan.shape[i] = cnp.PyArray_DIM(y, i)
-    rows.length = plan.shape[axis]
-    rows.count = plan.size // rows.length
-    rows.out_of_memory = False
-    for j in range(axis, plan.ndim - 1):
-        plan.shape[j] = plan.shape[j + 1]
-    plan.shape[plan.ndim - 1] = rows.length
+    operands[0], operands[plan.inputs - 1], operands[plan.inputs] = &plan.source[0], &plan.source[plan.inputs - 1], &plan.result
+    rows.length = cnp.PyArray_DIM(y, along) if cnp.PyArray_NDIM(y) else 1
     for i in range(plan.inputs + 1):
-        operand = &plan.source[i] if i < plan.inputs else &plan.result
-        if cnp.PyArray_NDIM(y) == 0:
-            operand.strides[0] = operand.itemsize
-        stride = operand.strides[axis]
-        for j in range(axis, plan.ndim - 1):
-            operand.strides[j] = operand.strides[j + 1]
-        operand.strides[plan.ndim - 1] = stride
-        operand.contiguous = False
-        operand.direct = ((stride == operand.itemsize or rows.length == 1) and not operand.swapped
-                          and operand.itemsize == plan.itemsize and steps_aligned(plan, operand))
+        row_stride[i] = operands[i].strides[along] if rows.length > 1 else operands[i].itemsize
+    # the axes of the rows, merged where they run on for every operand
+    plan.ndim = 0
+    for axis in range(cnp.PyArray_NDIM(y)):
+        if axis == along or cnp.PyArray_DIM(y, axis) == 1:
+            continue
+        runs_on = plan.ndim > 0
+        for i in range(plan.inputs + 1):
+            runs_on = runs_on and operands[i].strides[plan.ndim - 1] == operands[i].strides[axis] * cnp.PyArray_DIM(y, axis)
+        if not runs_on:
+            plan.ndim += 1
+            plan.shape[plan.ndim - 1] = 1
+        plan.shape[plan.ndim - 1] *= cnp.PyArray_DIM(y, axis)
+        for i in range(plan.inputs + 1):
+            operands[i].strides[plan.ndim - 1] = operands[i].strides[axis]
+    if plan.ndim == 0:
+        plan.ndim = 1
+        plan.shape[0] = 1
+        for i in range(plan.inputs + 1):
+            operands[i].strides[0] = operands[i].itemsize
+    # the kernel takes rows along the axis on which they are closest, or the longest where that one is short
+    for axis in range(1, plan.ndim):
+        if abs(plan.source[0].strides[axis]) < abs(plan.source[0].strides[best]):
+            best = axis
+    if plan.shape[best] < FN_LANES:
+        for axis in range(plan.ndim):
+            best = axis if plan.shape[axis] > plan.shape[best] else best
+    last = plan.ndim - 1
+    plan.shape[best], plan.shape[last] = plan.shape[last], plan.shape[best]
+    for i in range(plan.inputs + 1):
+        stride = operands[i].strides[best]
+        operands[i].strides[best] = operands[i].strides[last]
+        operands[i].strides[last] = stride
+        operands[i].strides[last + 1] = row_stride[i]
+    rows.lanes = plan.shape[last]
+    plan.shape[last + 1] = rows.length
+    plan.ndim += 1
+    rows.width = FN_LANES
+    if rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last])):
+        rows.width = 1
+    rows.tiles = (rows.lanes + rows.width - 1) // rows.width
+    rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
+    for i in range(plan.inputs + 1):
+        operands[i].contiguous = is_native(plan, operands[i]) and row_stride[i] == plan.itemsize  # row by row
+        operands[i].direct = operands[i].contiguous and rows.length >= FN_GROUP
+        if rows.width > 1:
+            operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
+    plan.result.direct = plan.result.direct and not plan.staged
+    rows.kernel = plan.level.rows[FN_ROW_FORM if rows.width == 1 else FN_COLUMN_FORM][kind][direction][
+        FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
+    rows.out_of_memory = False
     return True
 
 
-cdef bint steps_aligned(const Plan* plan, const Operand* operand) noexcept nogil:
+cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
+    """Whether every element can be read and written where it is."""
     cdef uintptr_t mixed = <uintptr_t> operand.data
     cdef int axis
     for axis in range(plan.ndim):
         mixed |= <uintptr_t> operand.strides[axis]
-    return mixed % operand.itemsize == 0
+    return operand.itemsize == plan.itemsize and not operand.swapped and mixed % operand.itemsize == 0
 
 
 cdef int run_rows(Rows* rows) except -1:
@@ -197,9 +280,8 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
         saved = add_input(&rows.plan, <ndarray> b, y)
-    if lay_rows(&rows, y, along):
-        rows.kernel = rows.plan.level.rows[kind][direction][FN_DOUBLE if rows.plan.itemsize == 8 else FN_SINGLE]
-        rows.loss = NULL
+    if lay_rows(&rows, y, along, kind, direction):
+        rows.labels = NULL
         run_rows(&rows)
     return y if out is None else out
 
@@ -268,8 +350,7 @@ def cross_entropy(logits, labels, out=None):
         classes = classes.copy()
     begin_plan(&rows.plan, y)
     x = add_input(&rows.plan, x, y)
-    if lay_rows(&rows, y, 1):
-        rows.loss = rows.plan.level.loss[FN_DOUBLE if rows.plan.itemsize == 8 else FN_SINGLE]
+    if lay_rows(&rows, y, 1, FN_CROSS_ENTROPY, FN_FORWARD):
         rows.labels = <const Py_ssize_t*> cnp.PyArray_DATA(classes)
         rows.share = 1.0 / n
         rows.losses = <double*> malloc(n * sizeof(double))
@@ -300,362 +381,3 @@ cdef ndarray as_classes(object labels, Py_ssize_t n, Py_ssize_t count):
         if good:
             return <ndarray> labels
     return _checks.as_labels(labels, n, count)
-
-
-# --- prelu --------------------------------------------------------------------------------------------------------
-
-cdef void add_channels(Plan* plan, ndarray values, int axis, int ndim):
-    """Make a vector along one axis (or a scalar) the next operand, repeated over all other axes."""
-    cdef Operand* operand = &plan.source[plan.inputs]
-    cdef int i
-    describe(operand, values)
-    for i in range(ndim):
-        operand.strides[i] = 0
-    if cnp.PyArray_NDIM(values):
-        operand.strides[axis] = cnp.PyArray_STRIDE(values, 0)
-    plan.inputs += 1
-
-
-def prelu(x, slope, *, axis=1, out=None):
-    """x where x > 0, else slope * x, with a learned slope for every channel.
-
-    x: array-like of any shape, dtypes as in sigmoid. slope: a scalar, or shape (C,) with C = x.shape[axis]; it is rounded to
-        the dtype computed in.
-    out: array of x's shape and the result's dtype that receives the result; it may be x or overlap it.
-
-    Error: correctly rounded. Raises ValueError for a slope of another shape, AxisError for an axis that x does not have, and as
-    sigmoid does.
-    Source: He et al., Delving deep into rectifiers, 2015.
-    """
-    cdef Plan plan
-    cdef ndarray a, s, y
-    cdef int along
-    a = <ndarray> x if is_simple(x) else _checks.as_input(x)
-    s = fitting_slope(slope, a, axis, &along)
-    y = result_like(a, out)
-    if out is not None and may_overlap(s, y):
-        s = s.copy()
-    begin_plan(&plan, y)
-    a = add_input(&plan, a, y)
-    if plan.size:
-        add_channels(&plan, s, along, cnp.PyArray_NDIM(y))
-        end_plan(&plan, y)
-        plan.kernel = plan.level.prelu[FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
-        run_plan_or_range(&plan, 2 * NANOSECONDS * plan.size)
-    return y if out is None else out
-
-
-cdef ndarray fitting_slope(object slope, ndarray x, object axis, int* along):
-    """The slope, checked, in the dtype that is computed in for x (float16 converts on the way), and its axis from the front."""
-    cdef Py_ssize_t number
-    cdef int ndim = cnp.PyArray_NDIM(x)
-    if is_simple(slope) and cnp.PyArray_TYPE(<ndarray> slope) == cnp.PyArray_TYPE(x) and type(axis) is int:
-        if cnp.PyArray_NDIM(<ndarray> slope) == 0:
-            along[0] = 0
-            return <ndarray> slope
-        number = axis
-        if number < 0:
-            number += ndim
-        if (0 <= number < ndim and cnp.PyArray_NDIM(<ndarray> slope) == 1
-                and cnp.PyArray_DIM(<ndarray> slope, 0) == cnp.PyArray_DIM(x, number)):
-            along[0] = number
-            return <ndarray> slope
-    array, along[0] = _checks.as_slope(slope, (<object> x).shape, axis)
-    return as_computed(array, _checks.result_dtype(x))
-
-
-cdef ndarray as_computed(object values, object dtype):
-    with np.errstate(all="ignore"):
-        return values.astype(_checks.compute_dtype(dtype), copy=False)
-
-
-def prelu_backward(dy, x, slope, *, axis=1, out=None):
-    """(dx, dslope): dx = dy where x > 0, else slope * dy; dslope = the sum of dy * x over the elements where x <= 0.
-
-    dy: dL/dy, an array of x's shape. x: the forward input. slope, axis: as in the forward call.
-    out: array of x's shape and the result's dtype that receives dx; it may be dy or x or overlap them.
-
-    dslope has slope's shape and dtype; it is summed in float64 in a fixed order, so its bits do not depend on the threads.
-    Raises as prelu does, ValueError where the shapes differ.
-    """
-    cdef Plan plan
-    cdef ndarray g, a, s, y
-    cdef int along
-    if is_simple(dy) and is_simple(x) and same_form(<ndarray> dy, <ndarray> x):
-        g, a = <ndarray> dy, <ndarray> x
-    else:
-        g = _checks.as_input(dy, "dy")
-        a = _checks.as_input(x)
-        _checks.check_same_shape(g, a, "x")
-        dtype = _checks.result_dtype(g, a)
-        g, a = in_dtype(g, dtype), in_dtype(a, dtype)
-    s = fitting_slope(slope, a, axis, &along)
-    y = result_like(a, out)
-    dslope = sum_slopes(g, a, s, slope, along)
-    if out is not None and may_overlap(s, y):
-        s = s.copy()
-    begin_plan(&plan, y)
-    g = add_input(&plan, g, y)
-    a = add_input(&plan, a, y)
-    if plan.size:
-        add_channels(&plan, s, along, cnp.PyArray_NDIM(y))
-        end_plan(&plan, y)
-        plan.kernel3 = plan.level.prelu_backward[FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
-        run_plan_or_range(&plan, 2 * NANOSECONDS * plan.size)
-    return y if out is None else out, dslope
-
-
-cdef struct Slopes:
-    Plan plan
-    fn_map kernel
-    fn_sum_run sum_run
-    fn_add_run add_run
-    double* sums         # (chunks, channels)
-    Py_ssize_t channels
-    Py_ssize_t inner     # elements of one channel side by side
-    Py_ssize_t chunk     # elements summed in one go: fixed by the shape, so the sums do not depend on the threads
-    Py_ssize_t chunks
-    Py_ssize_t part
-
-
-cdef void slopes_part(void* context, int part) noexcept nogil:
-    cdef Slopes* job = <Slopes*> context
-    cdef Plan* plan = &job.plan
-    cdef fn_block blocks[3]
-    cdef Py_ssize_t chunk, start, stop, n, done, run, channel
-    cdef double* sums
-    cdef const char* terms = blocks[2].bytes
-    for chunk in range(part * job.part, min(job.chunks, (part + 1) * job.part)):
-        sums = job.sums + chunk * job.channels
-        start = chunk * job.chunk
-        stop = min(plan.size, start + job.chunk)
-        while start < stop:
-            n = min(stop - start, <Py_ssize_t> BLOCK_BYTES // plan.itemsize)
-            job.kernel(load(plan, &plan.source[0], start, n, blocks[0].bytes),
-                       load(plan, &plan.source[1], start, n, blocks[1].bytes), blocks[2].bytes, padded(n), NULL)
-            done = 0
-            while done < n:
-                channel = (start + done) // job.inner % job.channels
-                if job.inner == 1:
-                    run = min(n - done, job.channels - channel)
-                    job.add_run(terms + done * plan.itemsize, sums + channel, run)
-                else:
-                    run = min(n - done, job.inner - (start + done) % job.inner)
-                    sums[channel] += job.sum_run(terms + done * plan.itemsize, run)
-                done += run
-            start += n
-
-
-cdef object sum_slopes(ndarray dy, ndarray x, ndarray slope, object given, int axis):
-    """prelu's dslope, in the form of the slope as it was given; summed in float64."""
-    cdef Slopes job
-    cdef Plan* plan = &job.plan
-    cdef int i, parts, dtype, ndim = cnp.PyArray_NDIM(x)
-    cdef cnp.npy_intp count
-    cdef Py_ssize_t j
-    cdef double nanoseconds
-    cdef ndarray sums, dslope
-    begin_plan(plan, x)
-    dtype = FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE
-    job.channels = cnp.PyArray_SIZE(slope)
-    job.inner = max(1, plan.size)
-    if cnp.PyArray_NDIM(slope):
-        job.inner = 1
-        for i in range(axis + 1, ndim):
-            job.inner *= cnp.PyArray_DIM(x, i)
-    job.chunk = max(<Py_ssize_t> 1 << 16, 16 * job.channels)
-    job.chunks = (plan.size + job.chunk - 1) // job.chunk
-    count = max(<Py_ssize_t> 1, job.chunks) * job.channels
-    sums = cnp.PyArray_ZEROS(1, &count, cnp.NPY_DOUBLE, 0)
-    job.sums = <double*> cnp.PyArray_DATA(sums)
-    plan.ndim = max(1, ndim)
-    plan.shape[0] = 1
-    for i in range(ndim):
-        plan.shape[i] = cnp.PyArray_DIM(x, i)
-    for i in range(2):
-        array = x if i else dy
-        describe(&plan.source[i], array)
-        plan.source[i].contiguous = cnp.PyArray_IS_C_CONTIGUOUS(<ndarray> array)
-        plan.source[i].direct = cnp.PyArray_ISCARRAY_RO(<ndarray> array) and not plan.source[i].half
-    job.kernel = plan.level.prelu_dslope[dtype]
-    job.sum_run = plan.level.sum_run[dtype]
-    job.add_run = plan.level.add_run[dtype]
-    nanoseconds = 4 * NANOSECONDS * plan.size
-    if job.chunks:
-        with nogil:
-            parts = parts_for(nanoseconds, job.chunks)
-            job.part = (job.chunks + parts - 1) // parts
-            fn_parallel(slopes_part, &job, parts)
-    for j in range(job.channels, job.chunks * job.channels):
-        job.sums[j % job.channels] += job.sums[j]
-    if not (is_simple(given) and cnp.PyArray_TYPE(<ndarray> given) == cnp.NPY_FLOAT):
-        with np.errstate(all="ignore"):
-            given = _checks.as_input(given, "slope")
-            return sums[:job.channels].reshape(given.shape).astype(_checks.result_dtype(given))
-    dslope = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(slope), cnp.PyArray_DIMS(slope), cnp.NPY_FLOAT, 0)
-    for j in range(job.channels):
-        (<float*> cnp.PyArray_DATA(dslope))[j] = <float> job.sums[j]
-    return dslope
-
-
-# --- maxout -------------------------------------------------------------------------------------------------------
-
-cdef struct Pieces:
-    Plan plan            # of the units; source[0]: the first piece of x, or dy; source[1]: which; result: y, or dx's first piece
-    fn_piece kernel
-    bint backward
-    Py_ssize_t count
-    Py_ssize_t step      # bytes from one piece to the next, in x forward, in dx backward
-    Py_ssize_t part      # units a thread takes
-
-
-cdef void pieces_part(void* context, int part) noexcept nogil:
-    """Blocks of units; the pieces of a unit are operands that differ in their first byte alone."""
-    cdef Pieces* job = <Pieces*> context
-    cdef Plan plan = job.plan  # our own: its operands move from piece to piece
-    cdef fn_block values
-    cdef fn_block result
-    cdef fn_block lanes  # which, in the kernel's dtype
-    cdef Py_ssize_t indices[BLOCK_ITEMS]
-    cdef Py_ssize_t start = part * job.part, stop = min(plan.size, start + job.part), n, piece
-    cdef char* x = plan.source[0].data
-    cdef char* dx = plan.result.data
-    while start < stop:
-        n = min(stop - start, <Py_ssize_t> BLOCK_BYTES // plan.itemsize)
-        if job.backward:
-            move_block(&plan, &plan.source[1], start, n, <char*> indices, True)
-            indices_to_lanes(indices, lanes.bytes, n, plan.itemsize)
-            for piece in range(job.count):
-                plan.result.data = dx + piece * job.step
-                job.kernel(load(&plan, &plan.source[0], start, n, values.bytes), result.bytes, lanes.bytes, padded(n), piece)
-                store(&plan, start, n, result.bytes)
-        else:
-            plan.source[0].data = x
-            memcpy(result.bytes, load(&plan, &plan.source[0], start, n, values.bytes), padded(n) * plan.itemsize)
-            memset(lanes.bytes, 0, padded(n) * plan.itemsize)
-            for piece in range(1, job.count):
-                plan.source[0].data = x + piece * job.step
-                job.kernel(load(&plan, &plan.source[0], start, n, values.bytes), result.bytes, lanes.bytes, padded(n), piece)
-            store(&plan, start, n, result.bytes)
-            lanes_to_indices(lanes.bytes, indices, n, plan.itemsize)
-            move_block(&plan, &plan.source[1], start, n, <char*> indices, False)
-        start += n
-
-
-cdef void indices_to_lanes(const Py_ssize_t* indices, char* lanes, Py_ssize_t n, int itemsize) noexcept nogil:
-    cdef Py_ssize_t i
-    memset(lanes, 0, padded(n) * itemsize)
-    for i in range(n):
-        if itemsize == 4:
-            (<float*> lanes)[i] = <float> indices[i]
-        else:
-            (<double*> lanes)[i] = <double> indices[i]
-
-
-cdef void lanes_to_indices(const char* lanes, Py_ssize_t* indices, Py_ssize_t n, int itemsize) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        indices[i] = <Py_ssize_t> (<const float*> lanes)[i] if itemsize == 4 else <Py_ssize_t> (<const double*> lanes)[i]
-
-
-cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray units, int axis) except -1:
-    """Forward a is x and y y, backward a is dy and y dx; units is the one of them that has an element a unit."""
-    cdef double nanoseconds
-    cdef int parts, dtype
-    cdef Operand* split
-    begin_plan(&job.plan, units)
-    if job.plan.size == 0:
-        return 0
-    describe(&job.plan.source[0], a)
-    describe(&job.plan.source[1], which)
-    describe(&job.plan.result, y)
-    # the array with the pieces, seen at the first piece of every unit
-    split = &job.plan.result if job.backward else &job.plan.source[0]
-    job.step = split.strides[axis]
-    split.strides[axis] *= job.count
-    job.plan.inputs = 2
-    end_plan(&job.plan, units)
-    job.plan.streamed = False
-    dtype = FN_DOUBLE if job.plan.itemsize == 8 else FN_SINGLE
-    job.kernel = job.plan.level.maxout_backward[dtype] if job.backward else job.plan.level.maxout[dtype]
-    nanoseconds = 10 * NANOSECONDS * job.count * job.plan.size
-    with nogil:
-        parts = parts_for(nanoseconds, job.plan.size // FN_LANES + 1)
-        job.part = padded((job.plan.size + parts - 1) // parts)
-        fn_parallel(pieces_part, job, parts)
-    return 0
-
-
-cdef int axis_from_front(object axis, ndarray x) except -1:
-    cdef Py_ssize_t number
-    if type(axis) is int:
-        number = axis
-        if number < 0:
-            number += cnp.PyArray_NDIM(x)
-        if 0 <= number < cnp.PyArray_NDIM(x):
-            return number
-    return _checks.normalize_axis(axis, cnp.PyArray_NDIM(x))
-
-
-def maxout(x, pieces=2, axis=1, *, out=None):
-    """(y, which): the largest of `pieces` neighbours along `axis`, and its index among them.
-
-    x: array-like whose axis has a length of C * pieces; the pieces of a unit lie side by side: (.., C*pieces, ..) is read as
-        (.., C, pieces, ..). Dtypes as in sigmoid.
-    out: array of y's shape (.., C, ..) and dtype that receives y; it may overlap x.
-
-    which is intp, 0..pieces-1, the first on ties. A NaN wins. The result is exact.
-    Raises ValueError for a length that is not a multiple of pieces, AxisError for an axis that x does not have, and as sigmoid
-    does.
-    Source: Goodfellow et al., Maxout networks, 2013.
-    """
-    cdef Pieces job
-    cdef ndarray a, y, which
-    cdef cnp.npy_intp shape[MAX_DIMS]
-    cdef int along, i
-    a = <ndarray> x if is_simple(x) else _checks.as_input(x)
-    along = axis_from_front(axis, a)
-    job.count = _checks.check_pieces(pieces, cnp.PyArray_DIM(a, along), along)
-    job.backward = False
-    for i in range(cnp.PyArray_NDIM(a)):
-        shape[i] = cnp.PyArray_DIM(a, i) // (job.count if i == along else 1)
-    which = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), shape, cnp.NPY_INTP, 0)
-    if out is None and is_simple(a):
-        y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), shape, cnp.PyArray_TYPE(a), 0)
-    else:
-        dtype = _checks.result_dtype(a)
-        _checks.check_out(out, (<object> which).shape, dtype)
-        y = np.empty_like(which, dtype=dtype) if out is None else out.view(ndarray)
-        if may_overlap(a, y):
-            a = a.copy()
-    run_pieces(&job, a, which, y, y, along)
-    return y if out is None else out, which
-
-
-def maxout_backward(dy, which, pieces=2, axis=1, out=None):
-    """dL/dx: dy at the piece that won, 0 at the others.
-
-    dy: dL/dy, shape (.., C, ..). which: what maxout returned, integers of that shape. pieces, axis: as in the forward call.
-    out: array of the shape (.., C * pieces, ..) and dy's dtype that receives the result; it may overlap dy.
-
-    Raises TypeError for a `which` that is no integer array, ValueError for another shape or an index outside 0..pieces-1.
-    """
-    cdef Pieces job
-    cdef ndarray a, dx, winners
-    cdef int along
-    a = <ndarray> dy if is_simple(dy) else _checks.as_input(dy, "dy")
-    along = axis_from_front(axis, a)
-    job.count = _checks.integer_param(pieces, "pieces", 1)
-    job.backward = True
-    given = (<object> a).shape
-    winners = _checks.as_which(which, given, job.count)
-    dtype = _checks.result_dtype(a)
-    shape = (*given[:along], given[along] * job.count, *given[along + 1:])
-    _checks.check_out(out, shape, dtype)
-    dx = np.empty(shape, dtype) if out is None else out.view(ndarray)
-    if may_overlap(a, dx):
-        a = a.copy()
-    if may_overlap(winners, dx):
-        winners = winners.copy()
-    run_pieces(&job, a, winners, dx, a, along)
-    return dx if out is None else out

@@ -11,7 +11,8 @@
 
 #include "rows.h"
 
-enum { FN_LANES = 16, FN_FORWARD = 0, FN_BACKWARD = 1, FN_SINGLE = 0, FN_DOUBLE = 1, FN_SOFTMAX = 0, FN_LOG_SOFTMAX = 1 };
+enum { FN_LANES = 16, FN_FORWARD = 0, FN_BACKWARD = 1, FN_SINGLE = 0, FN_DOUBLE = 1 };
+enum { FN_SOFTMAX = 0, FN_LOG_SOFTMAX = 1, FN_CROSS_ENTROPY = 2 };
 enum { FN_PANEL = 512 }; /* columns that the loops of preprocessing take together */
 
 /* Types that Cython has no word for. */
@@ -21,16 +22,25 @@ typedef void *restrict fn_out;
 /* forward: a = x, b unused; backward: a = dy, b = saved. Both dtypes take their parameters as double and round them. */
 typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *params);
 
-/* Three operands: prelu's dx from dy, x and the slope. */
-typedef void (*fn_map3)(fn_in a, fn_in b, fn_in c, fn_out y, ptrdiff_t n);
-/* One row of any length; operands as in fn_map. The loss's row returns -log(softmax(x)[label]) and fills y with dlogits. */
-typedef void (*fn_row)(fn_in a, fn_in b, fn_out y, ptrdiff_t n);
-typedef double (*fn_loss_row)(fn_in x, fn_out y, ptrdiff_t n, ptrdiff_t label, double share);
-/* Fixed-order sums of n contiguous elements: of all of them, or added to n running sums in double. */
-typedef double (*fn_sum_run)(fn_in x, ptrdiff_t n);
-typedef void (*fn_add_run)(fn_in x, double *sums, ptrdiff_t n);
-/* maxout's step from one piece to the next. */
-typedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, ptrdiff_t n, ptrdiff_t number);
+/* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of groups (see
+ * activation_row_loops.pxi.tp), or FN_LANES rows side by side, element j of all of them at j times the operand's step. The
+ * scratch holds as many elements. */
+enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64 };
+typedef struct {
+    const ptrdiff_t *labels; /* of the rows, for cross-entropy */
+    double *losses;          /* -log(softmax(x)[label]) of each row */
+    double share;            /* factor of the gradient */
+} fn_loss;
+typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn_out y, ptrdiff_t y_step, fn_out scratch,
+                        ptrdiff_t n, const fn_loss *loss);
+
+/* prelu's slopes: each goes with `inner` elements side by side, and after `count` of them they come again. The loops of prelu
+ * and maxout take any number of elements; see activation_channel_loops.pxi.tp. */
+typedef struct {
+    const void *slopes;
+    ptrdiff_t inner, count;
+    int has_zero; /* one of the slopes is 0 */
+} fn_slopes;
 
 /* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the
  * coefficients scale, shift, high, low, bias, centre, `width` elements apart; kind: the activation fused into the loop. */
@@ -84,13 +94,18 @@ typedef struct {
 typedef struct {
     const char *name;
     fn_map map[FN_ROWS][2][2]; /* [row][direction] */
-    fn_row rows[2][2][2];      /* [FN_SOFTMAX or FN_LOG_SOFTMAX][direction] */
-    fn_loss_row loss[2];
-    fn_map prelu[2], prelu_dslope[2];
-    fn_map3 prelu_backward[2];
-    fn_sum_run sum_run[2];
-    fn_add_run add_run[2];
-    fn_piece maxout[2], maxout_backward[2];
+    fn_rows rows[2][3][2][2];  /* [form][FN_SOFTMAX, ...][direction] */
+    void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t n); /* between rows `step` apart and columns */
+    void (*from_columns[2])(fn_in tile, fn_out y, ptrdiff_t step, ptrdiff_t n);
+    void (*prelu[2][2])(fn_in x, const fn_slopes *slopes, fn_out y, ptrdiff_t first, ptrdiff_t n); /* [inner > 1] */
+    void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes *slopes, fn_out dx, fn_out sums, ptrdiff_t first,
+                                 ptrdiff_t n);
+    void (*maxout_two[2])(fn_in a, fn_in b, ptrdiff_t step, fn_out best, fn_out which, ptrdiff_t n);
+    void (*maxout_more[2])(fn_in x, ptrdiff_t step, fn_out best, fn_out which, ptrdiff_t n, ptrdiff_t number);
+    void (*maxout_two_backward[2])(fn_in dy, fn_in which, fn_out dx, ptrdiff_t n);
+    void (*maxout_backward[2])(fn_in dy, fn_in which, fn_out dx, ptrdiff_t step, ptrdiff_t piece, ptrdiff_t n,
+                               ptrdiff_t first, ptrdiff_t stop);
+    int (*all_below)(fn_in indices, ptrdiff_t n, ptrdiff_t limit);
     void (*half_to_single)(fn_in x, fn_out y, ptrdiff_t n);
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */

@@ -17,17 +17,27 @@ cdef extern from "kernels.h" nogil:
         FN_DOUBLE
         FN_SOFTMAX
         FN_LOG_SOFTMAX
+        FN_CROSS_ENTROPY
+        FN_ROW_FORM
+        FN_COLUMN_FORM
+        FN_GROUP
 
     ctypedef const void* fn_in
     ctypedef void* fn_out
     ctypedef void (*fn_map)(fn_in a, fn_in b, fn_out y, Py_ssize_t n, const double* params) noexcept nogil
 
-    ctypedef void (*fn_map3)(fn_in a, fn_in b, fn_in c, fn_out y, Py_ssize_t n) noexcept nogil
-    ctypedef void (*fn_row)(fn_in a, fn_in b, fn_out y, Py_ssize_t n) noexcept nogil
-    ctypedef double (*fn_loss_row)(fn_in x, fn_out y, Py_ssize_t n, Py_ssize_t label, double share) noexcept nogil
-    ctypedef double (*fn_sum_run)(fn_in x, Py_ssize_t n) noexcept nogil
-    ctypedef void (*fn_add_run)(fn_in x, double* sums, Py_ssize_t n) noexcept nogil
-    ctypedef void (*fn_piece)(fn_in x, fn_out result, fn_out which, Py_ssize_t n, Py_ssize_t number) noexcept nogil
+    ctypedef struct fn_loss:
+        const Py_ssize_t* labels
+        double* losses
+        double share
+    ctypedef void (*fn_rows)(fn_in a, Py_ssize_t a_step, fn_in b, Py_ssize_t b_step, fn_out y, Py_ssize_t y_step,
+                             fn_out scratch, Py_ssize_t n, const fn_loss* loss) noexcept nogil
+
+    ctypedef struct fn_slopes:
+        const void* slopes
+        Py_ssize_t inner
+        Py_ssize_t count
+        bint has_zero
 
     ctypedef struct fn_sets:
         Py_ssize_t sets
@@ -85,15 +95,19 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fn_level:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
-        fn_row rows[2][2][2]
-        fn_loss_row loss[2]
-        fn_map prelu[2]
-        fn_map3 prelu_backward[2]
-        fn_map prelu_dslope[2]
-        fn_sum_run sum_run[2]
-        fn_add_run add_run[2]
-        fn_piece maxout[2]
-        fn_piece maxout_backward[2]
+        fn_rows rows[2][3][2][2]
+        void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t n) noexcept nogil
+        void (*from_columns[2])(fn_in tile, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil
+        void (*prelu[2][2])(fn_in x, const fn_slopes* slopes, fn_out y, Py_ssize_t first, Py_ssize_t n) noexcept nogil
+        void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes* slopes, fn_out dx, fn_out sums, Py_ssize_t first,
+                                     Py_ssize_t n) noexcept nogil
+        void (*maxout_two[2])(fn_in a, fn_in b, Py_ssize_t step, fn_out best, fn_out which, Py_ssize_t n) noexcept nogil
+        void (*maxout_more[2])(fn_in x, Py_ssize_t step, fn_out best, fn_out which, Py_ssize_t n,
+                               Py_ssize_t number) noexcept nogil
+        void (*maxout_two_backward[2])(fn_in dy, fn_in which, fn_out dx, Py_ssize_t n) noexcept nogil
+        void (*maxout_backward[2])(fn_in dy, fn_in which, fn_out dx, Py_ssize_t step, Py_ssize_t piece,
+                                   Py_ssize_t n, Py_ssize_t first, Py_ssize_t stop) noexcept nogil
+        bint (*all_below)(fn_in indices, Py_ssize_t n, Py_ssize_t limit) noexcept nogil
         void (*half_to_single)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil

@@ -20,6 +20,8 @@ level.stream = fn_stream
 
 include "activation_loops.pxi"
 include "activation_row_loops.pxi"
+include "activation_column_loops.pxi"
+include "activation_channel_loops.pxi"
 
 include "normalization_loops.pxi"
 include "preprocessing_loops.pxi"

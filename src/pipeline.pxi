@@ -44,7 +44,6 @@ cdef struct Operand:
 cdef struct Plan:
     const fn_level* level
     fn_map kernel
-    fn_map3 kernel3        # instead of kernel, for three operands
     const double* params
     int inputs
     int itemsize           # of the kernel's dtype
@@ -202,7 +201,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     cdef char* result
     cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
     cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
-    cdef bint all_direct = in_place and plan.inputs < 3
+    cdef bint all_direct = in_place
     cdef int i
     if plan.streamed and plan.inputs > 1:
         most //= 4  # short turns of reading and writing suit a memory that three streams keep busy
@@ -223,10 +222,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
         result = blocks[MAX_INPUTS].bytes
         if in_place and n % FN_LANES == 0:
             result = plan.result.data + start * plan.itemsize
-        if plan.inputs == 3:
-            plan.kernel3(sources[0], sources[1], sources[2], result, padded(n))
-        else:
-            plan.kernel(sources[0], sources[plan.inputs - 1], result, padded(n), plan.params)
+        plan.kernel(sources[0], sources[plan.inputs - 1], result, padded(n), plan.params)
         if result == blocks[MAX_INPUTS].bytes:
             store(plan, start, n, result)
         start += n

@@ -214,6 +214,50 @@ def test_prelu(dtype, isa, threads):
             np.testing.assert_allclose(dslope, want, rtol=4 * UNIT[dtype], atol=x.size * UNIT[dtype])
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9, 70), 1), ((300, 2), 1), ((5, 3, 100), 1), ((2, 3, 40, 64), 1), ((3000,), 0)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_prelu_backward_of_special_values_among_ordinary_ones(shape, axis, dtype, isa):
+    rng = np.random.default_rng(7)
+    plain = [rng.normal(0, 2, shape).astype(dtype) for _ in range(2)]
+    slope = rng.normal(0, 1, shape[axis]).astype(dtype)
+    slope[:: 2 if shape[axis] < 9 else 5] = 0
+    want, _ = fn.prelu_backward(*plain, slope, axis=axis)
+    dy, x = special = [values.copy() for values in plain]
+    places = [rng.integers(0, dy.size, 9) for _ in special]
+    for values, at in zip(special, places, strict=True):
+        values.flat[at] = [np.nan, np.inf, -np.inf, 0.0, -0.0, np.nan, 1e-40, -1e30, -np.inf]
+    dx, dslope = fn.prelu_backward(dy, x, slope, axis=axis)
+    exact, total = ref.prelu_backward(dy, x, slope, axis=axis)
+    np.testing.assert_allclose(dx, exact, rtol=UNIT[dtype])
+    assert_same_special_values(dslope, total)
+    dx.flat[np.concatenate(places)] = want.flat[np.concatenate(places)]
+    assert_same_bits(dx, want)
+
+
+def assert_same_special_values(got, want):
+    assert np.array_equal(np.isfinite(got), np.isfinite(want))
+    np.testing.assert_array_equal(got[~np.isfinite(want)], want[~np.isfinite(want)])
+
+
+@pytest.mark.parametrize("shape", [(3001, 70), (70, 3001), (40, 30, 200), (3000, 40, 3), (4, 60, 31, 33), (7, 50000)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dslope_of_large_arrays(shape, dtype, isa):
+    rng = np.random.default_rng(8)
+    dy, x = (rng.normal(0, 1, shape).astype(dtype) for _ in range(2))
+    slope = rng.normal(0, 1, shape[1]).astype(dtype)
+    with fn.runtime.threads(1):
+        dx, dslope = fn.prelu_backward(dy, x, slope)
+    term = np.moveaxis(np.where(x > 0, 0, dy.astype(np.longdouble) * x), 1, -1).reshape(-1, shape[1])
+    bound = 2 * np.finfo(dtype).eps * np.abs(term).sum(0)
+    assert np.all(np.abs(dslope - term.sum(0)) <= bound)
+    with fn.runtime.threads(4):
+        again = fn.prelu_backward(dy, x, slope)
+    assert_same_bits(again[0], dx)
+    assert_same_bits(again[1], dslope)
+
+
 def test_prelu_of_scalars_layouts_and_edges(isa, tmp_path):
     assert fn.prelu(-2.0, 0.25) == -0.5 and fn.prelu(-2.0, 0.25).shape == ()
     dx, dslope = fn.prelu_backward(1.0, -2.0, 0.25)
