@@ -22,7 +22,16 @@ GENERATED = SRC / "generated"
 
 # Contraction is off and fma explicit, so every level with a hardware fma computes the same bits. Trapping-math and
 # errno are given up, nothing else of IEEE arithmetic is: -ffast-math would also flush subnormals in the whole process.
-FLAGS = ["-O3", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-unused-function"]
+# Debug information, which Python's own flags ask for, would be four fifths of what is installed.
+FLAGS = [
+    "-O3",
+    "-g0",
+    "-fno-fast-math",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wno-unused-function",
+]
 # gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep three
 # passes from moving a select's arms about, which costs softsign and selu a sixth. Loops of up to 60 instructions are
 # unrolled twice: the processor's window is too short to overlap their iterations by itself; the longest would spill.
