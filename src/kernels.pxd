@@ -82,6 +82,7 @@ cdef extern from "kernels.h" nogil:
                               fn_out dbeta) noexcept nogil
         void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma,
                                fn_in linear, fn_in k, Py_ssize_t width, bint streamed, Py_ssize_t ahead) noexcept nogil
+        void (*row_add)(fn_in gradients, fn_out sums, Py_ssize_t n) noexcept nogil
 
     ctypedef struct fn_bins:
         double first

@@ -106,7 +106,6 @@ cdef void redo_strip(const NormJob* job, const Tile* tile, Py_ssize_t column, Py
     cdef Py_ssize_t i, c, turn, m
     cdef int array
     strip.n = min(<Py_ssize_t> STRIP, width - column)
-    strip.weights = NULL
     memset(strip.sums, 0, sizeof(strip.sums))
     for i in range(strip.n):
         c = tile.first + (column + i) // job.inner % tile.n

@@ -17,25 +17,23 @@ cdef struct Strip:
     double k[COEFFICIENTS * STRIP]
     double linear[3 * STRIP]
     double sums[3 * STRIP]
-    const char* weights        # a gamma for every element, in the order of memory, or NULL
     bint doubtful[STRIP]       # of WRITE_GRADIENTS: which columns are wanted; the others' results are
     float results[STRIP_ROWS * STRIP]  # here
-
-ctypedef struct StripBlock:
-    double values[STRIP_ROWS * STRIP]
+    double x[STRIP_ROWS * STRIP]  # the block
+    double g[STRIP_ROWS * STRIP]
+    double dx[STRIP_ROWS * STRIP]
 
 
 cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
                       int phase) noexcept nogil:
     """STRIP_ROWS rows at most, `stride` elements apart, from element `first` on."""
-    cdef StripBlock x, g, dx, weights
     cdef fn_block single
     cdef const fn_norm* loops = &job.level.norm[<int> FN_DOUBLE]
     cdef const char* dy
     cdef Py_ssize_t row, i, at
     for row in range(rows):
         at = (first + row * stride) * sizeof(float)
-        job.level.norm_widen(job.x + at, x.values + row * STRIP, strip.n)
+        job.level.norm_widen(job.x + at, strip.x + row * STRIP, strip.n)
         if phase != ADD_VALUES:
             dy = job.dy + at
             if job.row >= 0:
@@ -43,23 +41,19 @@ cdef void exact_block(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssi
                                                              strip.single, STRIP, FN_PLAIN, 0.0)
                 gradient_block(job, dy, single.bytes, strip.n)
                 dy = single.bytes
-            job.level.norm_widen(dy, g.values + row * STRIP, strip.n)
-            if strip.weights != NULL:
-                job.level.norm_widen(strip.weights + row * stride * sizeof(float), weights.values, strip.n)
-                for i in range(strip.n):
-                    g.values[row * STRIP + i] *= weights.values[i]
+            job.level.norm_widen(dy, strip.g + row * STRIP, strip.n)
     if phase == ADD_VALUES:
-        loops.column_sums(x.values, rows, STRIP, strip.n, strip.shift, strip.sums, strip.sums + STRIP)
+        loops.column_sums(strip.x, rows, STRIP, strip.n, strip.shift, strip.sums, strip.sums + STRIP)
     elif phase == ADD_GRADIENTS:
-        loops.column_back_sums(g.values, x.values, rows, STRIP, STRIP, strip.n, strip.k, STRIP, FN_PLAIN, 0.0,
+        loops.column_back_sums(strip.g, strip.x, rows, STRIP, STRIP, strip.n, strip.k, STRIP, FN_PLAIN, 0.0,
                                strip.sums, strip.sums + STRIP, strip.sums + 2 * STRIP)
     else:
-        loops.column_back_apply(g.values, x.values, dx.values, rows, STRIP, STRIP, STRIP, strip.n, strip.linear,
+        loops.column_back_apply(strip.g, strip.x, strip.dx, rows, STRIP, STRIP, STRIP, strip.n, strip.linear,
                                 strip.k, STRIP, FN_PLAIN, 0.0)
         for row in range(rows):
             for i in range(strip.n):
                 if strip.doubtful[i]:
-                    strip.results[row * STRIP + i] = <float> dx.values[row * STRIP + i]
+                    strip.results[row * STRIP + i] = <float> strip.dx[row * STRIP + i]
             memcpy(job.result + (first + row * stride) * sizeof(float), strip.results + row * STRIP,
                    strip.n * sizeof(float))
 
@@ -74,19 +68,12 @@ cdef void exact_rows(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssiz
 
 cdef void exact_run(const NormJob* job, Strip* strip, Py_ssize_t first, Py_ssize_t n, int phase) noexcept nogil:
     """A run of n consecutive elements, as rows of STRIP."""
-    cdef const char* weights = strip.weights
-    cdef Py_ssize_t turn, row, rows = n // STRIP, step
+    cdef Py_ssize_t rows = n // STRIP
     strip.n = STRIP
-    for turn in range(count_of(rows, STRIP_ROWS)):
-        row = turn * STRIP_ROWS
-        step = min(<Py_ssize_t> STRIP_ROWS, rows - row)
-        exact_block(job, strip, first + row * STRIP, step, STRIP, phase)
-        if strip.weights != NULL:
-            strip.weights += step * STRIP * sizeof(float)
+    exact_rows(job, strip, first, rows, STRIP, phase)
     strip.n = n % STRIP
     if strip.n:
-        exact_block(job, strip, first + rows * STRIP, 1, STRIP, phase)
-    strip.weights = weights
+        exact_rows(job, strip, first + rows * STRIP, 1, STRIP, phase)
 
 
 cdef double strip_total(const double* lanes) noexcept nogil:
@@ -126,7 +113,6 @@ cdef void exact_statistics(const NormJob* job, Py_ssize_t number, double* mean, 
     shift = finite((<const float*> job.x)[first]) if job.centred else 0.0
     fill_lanes(strip.shift, shift)
     memset(strip.sums, 0, sizeof(strip.sums))
-    strip.weights = NULL
     for run in range(job.shape.runs):
         exact_run(job, &strip, first + run * job.shape.stride, job.shape.n, ADD_VALUES)
     sums[0] = strip_total(strip.sums) if job.centred else 0.0
@@ -148,7 +134,6 @@ cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, do
         fill_lanes(strip.k + i * STRIP, k[i])
     for i in range(STRIP):
         strip.doubtful[i] = True
-    strip.weights = NULL if job.weights == NULL else job.weights + first_weight(job, number) * job.itemsize
     for phase in range(<int> ADD_GRADIENTS, <int> WRITE_GRADIENTS + 1):
         if phase == WRITE_GRADIENTS:
             exact_form(job, invstd, invstd, product * invstd, sum, linear)
@@ -165,3 +150,36 @@ cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, do
                 sums[width + piece] = strip_total(strip.sums + STRIP)
                 sum += gamma[piece] * sums[piece]
                 product += gamma[piece] * sums[width + piece]
+
+
+cdef void exact_row(const NormJob* job, Py_ssize_t number, double mean, double invstd, double* dgamma,
+                    double* dbeta) noexcept nogil:
+    """dx of one row with a gamma for every element; its gradients of gamma and beta are added."""
+    cdef fn_block dy, x, gamma, gradients, more
+    cdef const fn_norm* loops = &job.level.norm[<int> FN_DOUBLE]
+    cdef double linear[3]
+    cdef double k[COEFFICIENTS]
+    cdef double sums[3]
+    cdef double one = 1.0, zero = 0.0
+    cdef Py_ssize_t turn, done, n, at, most = BLOCK_BYTES // sizeof(double)
+    cdef int phase
+    memset(sums, 0, sizeof(sums))
+    loops.coefficients(&mean, &invstd, &one, &zero, 1, k, 1)
+    for phase in range(<int> ADD_GRADIENTS, <int> WRITE_GRADIENTS + 1):
+        if phase == WRITE_GRADIENTS:
+            exact_form(job, invstd, invstd, sums[1] * invstd, sums[0], linear)
+        for turn in range(count_of(job.shape.n, most)):
+            done = turn * most
+            n = min(most, job.shape.n - done)
+            at = (number * job.shape.apart + done) * sizeof(float)
+            job.level.norm_widen(job.dy + at, dy.bytes, n)
+            job.level.norm_widen(job.x + at, x.bytes, n)
+            job.level.norm_widen(job.weights + (first_weight(job, number) + done) * sizeof(float), gamma.bytes, n)
+            if phase == ADD_GRADIENTS:
+                loops.row_back_sums(dy.bytes, x.bytes, 1, n, gamma.bytes, k, 1, &mean, &invstd, sums, gradients.bytes,
+                                    more.bytes)
+                loops.row_add(gradients.bytes, dgamma + done, n)
+                loops.row_add(more.bytes, dbeta + done, n)
+            else:
+                loops.row_back_apply(dy.bytes, x.bytes, gradients.bytes, 1, n, gamma.bytes, linear, k, 1, False, 0)
+                job.level.norm_narrow(gradients.bytes, job.result + at, n)

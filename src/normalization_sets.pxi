@@ -28,6 +28,7 @@ cdef struct Chunk:
     int64_t* doubtful
     char* k                  # COEFFICIENTS arrays
     char* linear             # three
+    char* row_gradients      # of the rows' gamma and beta, in their own arithmetic
 
 cdef double zeros[TOGETHER]
 cdef double ones[TOGETHER]
@@ -60,6 +61,7 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.doubtful = <int64_t*> (room + 11 * width)
     chunk.k = <char*> (room + 12 * width)
     chunk.linear = <char*> (room + 18 * width)
+    chunk.row_gradients = <char*> (room + CHUNK_ARRAYS * width)
 
 
 cdef inline fn_sets pieces_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
@@ -250,19 +252,34 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
 
 # Backward.
 
-cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean,
-                     double* gradients) noexcept nogil:
-    """The sums of g, g * u and g * g of every piece; and the gradients of the elements' gamma and beta."""
+cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count,
+                   const double* mean) noexcept nogil:
+    """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on, and their gradients of the elements'
+    gamma and beta."""
+    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize
+    job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n,
+                            job.weights + first_weight(job, first + number) * job.itemsize,
+                            chunk.k + number * job.itemsize, chunk.width, mean + number, job.invstd + first + number,
+                            chunk.sums + number, chunk.row_gradients,
+                            chunk.row_gradients + job.shape.n * job.itemsize)
+
+
+cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, double* gradients) noexcept nogil:
+    """Add the gradients that row_sums has found to those of the block."""
+    job.loops.row_add(chunk.row_gradients, gradients, job.shape.n)
+    job.loops.row_add(chunk.row_gradients + job.shape.n * job.itemsize, gradients + gradient_width(job), job.shape.n)
+
+
+cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
+                     const double* mean) noexcept nogil:
+    """The sums of g, g * u and g * g of every piece."""
     cdef fn_block g
     cdef fn_sets pieces = pieces_of(job, count), shape
     cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize
     cdef Py_ssize_t most = BLOCK_BYTES // job.itemsize
-    cdef Py_ssize_t weight = first_weight(job, first)
     memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
     if job.weights != NULL:
-        job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights + weight * job.itemsize,
-                                chunk.k, chunk.width, mean, job.invstd + first, chunk.sums, gradients + weight,
-                                gradients + gradient_width(job) + weight)
+        row_sums(job, chunk, first, 0, count, mean)
     elif in_loops(job):
         shape = pieces
         for turn in range(count_of(pieces.sets, TOGETHER)):  # a set may have more pieces
@@ -290,8 +307,10 @@ cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
                       const double* mean) noexcept nogil:
     """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
     cdef const double* invstd = job.invstd + first
-    cdef const double* gamma = &ones[0] if job.channels == 0 else job.gamma + first % job.groups * job.channels
+    cdef const double* gamma = ones
     cdef Py_ssize_t width = chunk.width
+    if job.channels:
+        gamma = job.gamma + first % job.groups * job.channels
     if job.channels < 2:
         return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k,
                                width, job.count, job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
@@ -320,6 +339,7 @@ cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const do
     cdef Py_ssize_t i, number, piece, width = chunk.width
     cdef bint result
     memset(sums, 0, sizeof(sums))
+    memset(k, 0, sizeof(k))
     for number in range(count):
         piece = number * job.channels
         for i in range(COEFFICIENTS):
@@ -394,7 +414,6 @@ cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first
                               const double* mean) noexcept nogil:
     """dx set by set, in double where a set is doubtful; there the gradients of gamma and beta are corrected too."""
     cdef fn_sets pieces = pieces_of(job, 1)
-    cdef double* sums
     cdef Py_ssize_t number, piece, at
     for number in range(count):
         at = number * pieces.sets
@@ -402,27 +421,53 @@ cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first
             back_apply_pieces(job, chunk, first, at, pieces.sets)
             continue
         exact_gradients(job, first + number, mean[number], job.invstd[first + number], &pieces,
-                        &ones[0] if job.channels == 0 else job.gamma + (first + number) % job.groups * job.channels,
+                        job.gamma + (first + number) % job.groups * job.channels,
                         <const float*> chunk.k + at, chunk.width, chunk.sums + at)
         for piece in range(at, at + pieces.sets):
             chunk.gradients[piece] = chunk.sums[chunk.width + piece] * job.invstd[first + number]
             chunk.gradients[chunk.width + piece] = chunk.sums[piece]
 
 
+cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
+                                   const double* mean, double* gradients) noexcept nogil:
+    """dx and the gradients of the elements' gamma and beta, in double where a row is doubtful; the rows between two
+    such are summed again, without them."""
+    cdef Py_ssize_t number = 0, end
+    while number < count:
+        end = number + 1
+        if chunk.doubtful[number]:
+            exact_row(job, first + number, mean[number], job.invstd[first + number], gradients,
+                      gradients + gradient_width(job))
+        else:
+            while end < count and not chunk.doubtful[end]:
+                end += 1
+            row_sums(job, chunk, first, number, end - number, mean)
+            add_row_gradients(job, chunk, gradients)
+            back_apply_pieces(job, chunk, first, number, end - number)
+        number = end
+
+
 cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                          double* gradients) noexcept nogil:
     cdef const double* mean = job.mean + first if job.centred else &zeros[0]
-    cdef Py_ssize_t width = gradient_width(job), channel = first % job.groups * job.channels, i
+    cdef Py_ssize_t width = gradient_width(job), i
+    cdef bint doubtful
     chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
-    chunk_sums(job, chunk, first, count, mean, gradients)
-    if chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4:
+    chunk_sums(job, chunk, first, count, mean)
+    doubtful = chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4
+    gradients += first % job.groups * (width // job.groups)
+    if doubtful and job.weights != NULL:
+        back_apply_doubtful_rows(job, chunk, first, count, mean, gradients)
+        return
+    if doubtful:
         back_apply_doubtful(job, chunk, first, count, mean)
     else:
         back_apply_pieces(job, chunk, first, 0, pieces_of(job, count).sets)
-    if job.weights == NULL:
-        for i in range(count * job.channels):
-            gradients[channel + i] += chunk.gradients[i]
-            gradients[width + channel + i] += chunk.gradients[chunk.width + i]
+    if job.weights != NULL:
+        add_row_gradients(job, chunk, gradients)
+    for i in range(count * job.channels):
+        gradients[i] += chunk.gradients[i]
+        gradients[width + i] += chunk.gradients[chunk.width + i]
 
 
 cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end,
@@ -479,7 +524,7 @@ cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
     cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets
     job.parts = parts_for(NORM_NANOSECONDS * job.count * <double> job.sets, units)
-    job.room_size = CHUNK_ARRAYS * chunk_width(job)
+    job.room_size = CHUNK_ARRAYS * chunk_width(job) + (2 * job.shape.n if job.channels == 0 else 0)
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 
 

@@ -378,3 +378,42 @@ def test_row_gradients_are_exact_to_1e_5(count, ratio, scale, isa):
                 assert near(dx[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
                 assert near(dx2[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
             assert near(dgamma, (g * x_hat).sum(0))
+
+
+def batch(f, x, gamma, beta, dy):
+    y, mean, invstd = f.batch_norm(x, gamma, beta)
+    return (y, mean, invstd, *f.batch_norm_backward(dy, x, mean, invstd, gamma))
+
+
+LINEAR_CASES = [
+    (layer, (64, 20), (20,), {}),
+    (layer, (37, 3000), (3000,), {}),
+    (rms, (64, 20), (20,), {}),
+    (rms, (37, 3000), (3000,), {}),
+    (group, (16, 8, 4, 4), (8,), {"groups": 2}),
+    (group, (16, 8, 9, 9), (8,), {"groups": 2}),
+    (instance, (16, 8, 4, 4), (8,), {}),
+    (instance, (16, 8, 5, 5), (8,), {}),
+    (instance, (3, 4, 3000), (4,), {}),
+    (batch, (16, 8, 4, 4), (8,), {}),
+    (batch, (16, 8, 9, 9), (8,), {}),
+]
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("ratio", [0, 100, 1000, 1e4])
+@pytest.mark.parametrize(("what", "shape", "gamma_shape", "rest"), LINEAR_CASES)
+def test_gradients_of_a_dy_that_is_linear_in_x_are_exact_to_1e_5(what, shape, gamma_shape, rest, ratio, isa):
+    """There the sums of both the gradients and dx cancel; half the sets have such a dy, the others have another."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) + ratio).astype(np.float32)
+    gamma = rng.uniform(0.5, 2, gamma_shape).astype(np.float32)
+    z = x - np.float32(ratio)
+    for linear in (3 * x + 7, z + 1000, z / 100 + 1):
+        mixed = np.where(np.arange(shape[0]).reshape(-1, *[1] * (x.ndim - 1)) % 2, linear, rng.standard_normal(shape))
+        for dy in (linear, mixed.astype(np.float32)):
+            with runtime.use_isa(isa):
+                results = what(fn, x, gamma, None, dy, **rest)
+            exact = what(reference, x.astype(float), gamma.astype(float), None, dy.astype(float), **rest)
+            for i in range(2 if what is rms else 3, len(exact)):
+                assert near(results[i], exact[i])
