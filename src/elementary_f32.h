@@ -324,7 +324,7 @@ FN float tanh_f32(float x)
     float h = FN_FMAF(k, 0x1.62e43p-2f, a), h2 = h * h;
     /* T = h + w; the factor is (2.14 - h^2) / 16 */
     float factor = from_bits_f32(bits_f32(0x1.11ebeep+1f - h2) - (UINT32_C(4) << 23));
-    float w = (h2 * h) * FN_FMAF(factor, h2, -0x1.555682p-2f);
+    float w = FN_FMAF(h2 * h, FN_FMAF(factor, h2, -0x1.555682p-2f), k * -0x1.d7p-31f); /* the last: what h lacks, nearly */
     float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
     return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
