@@ -303,7 +303,7 @@ def test_interrupted_command_leaves_what_was_finished(tmp_path):
         waited = time.monotonic() + 60
         while not (tmp_path / "report.html").exists() and time.monotonic() < waited:
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     finally:
