@@ -19,8 +19,14 @@ cdef extern from "memory.h":
 cdef object large_memory = PyCapsule_New(fn_memory_handler_address, "mem_handler", NULL)
 fn_memory_setup()
 
-cdef double NANOSECONDS = 0.06     # an element costs about this times the row's cost
+cdef double NANOSECONDS = 0.06     # an element of 4 bytes costs about this times the row's cost
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
+
+
+cdef inline double expected_work(int row, int direction, ndarray y):
+    """Nanoseconds that a row takes, about. Backward reads one array more; double takes twice as long."""
+    return ((row_cost[row] + 0.5 * direction) * NANOSECONDS * cnp.PyArray_SIZE(y)
+            * (2 if cnp.PyArray_ITEMSIZE(y) == 8 else 1))
 
 
 cdef inline double real_param(object value, str name, str must_be, object x) except? -1.0:
@@ -104,7 +110,7 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     nbytes = cnp.PyArray_NBYTES(first)
     n = cnp.PyArray_SIZE(first)
     other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else cnp.PyArray_BYTES(first)
-    if ((nbytes > BLOCK_BYTES and row_cost[row] * n * NANOSECONDS >= RELEASE_GIL)
+    if ((nbytes > BLOCK_BYTES and expected_work(row, direction, y) >= RELEASE_GIL)
             or not (apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes) and apart(other, cnp.PyArray_BYTES(y), nbytes))):
         return run_arrays(row, direction, first, b, y, params)
     run_direct(current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE],
@@ -137,7 +143,7 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
-    cdef double nanoseconds = row_cost[row] * cnp.PyArray_SIZE(y) * NANOSECONDS
+    cdef double nanoseconds = expected_work(row, direction, y)
     begin_plan(&plan, y)
     plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params
