@@ -36,7 +36,12 @@ static int fn_pool_setup(void) { return 0; }
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <time.h>
+
+#if defined(__linux__) && defined(CPU_COUNT)
+#define FN_MOVES
+#endif
 
 enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
@@ -52,6 +57,10 @@ static struct {
     pthread_cond_t wake;
     atomic_int workers; /* started so far; changed by the owner alone */
     unsigned start[FN_MAX_WORKERS]; /* number of the last job before each worker began */
+#ifdef FN_MOVES
+    /* Of each worker, guarded by lock: whether it sleeps; whether it was sent elsewhere, and its processors before that */
+    struct { pthread_t thread; int asleep, sent; cpu_set_t allowed; } place[FN_MAX_WORKERS];
+#endif
     /* The job: does not change while a part of it is not done, so whoever has taken a part may read it */
     fn_task task;
     void *context;
@@ -75,8 +84,40 @@ static inline void fn_pause(void)
 #endif
 }
 
+/* Linux likes to wake a worker on the processor of the thread that wakes it, where it then waits until that is done, and may
+   leave it so for milliseconds although another processor is idle. So the caller takes its own processor away from a
+   sleeping worker before it wakes it, and the worker takes it back when it goes to sleep. Both hold the lock. */
+static void fn_send_elsewhere(void)
+{
+#ifdef FN_MOVES
+    const int here = sched_getcpu();
+    for (int i = 0; i < atomic_load(&fn_pool.workers) && here >= 0 && here < CPU_SETSIZE; i++) {
+        cpu_set_t others;
+        if (!fn_pool.place[i].asleep || pthread_getaffinity_np(fn_pool.place[i].thread, sizeof others, &others))
+            continue;
+        fn_pool.place[i].asleep = 0;
+        fn_pool.place[i].allowed = others;
+        CPU_CLR(here, &others);
+        fn_pool.place[i].sent = CPU_COUNT(&others)
+            && !pthread_setaffinity_np(fn_pool.place[i].thread, sizeof others, &others);
+    }
+#endif
+}
+static void fn_goes_to_sleep(int worker)
+{
+#ifdef FN_MOVES
+    if (fn_pool.place[worker].sent)
+        pthread_setaffinity_np(pthread_self(), sizeof(cpu_set_t), &fn_pool.place[worker].allowed);
+    fn_pool.place[worker].thread = pthread_self();
+    fn_pool.place[worker].sent = 0;
+    fn_pool.place[worker].asleep = 1;
+#else
+    (void)worker;
+#endif
+}
+
 /* Returns when there is a job, or after a wake-up call without one. */
-static void fn_wait_for_job(unsigned seen)
+static void fn_wait_for_job(int worker, unsigned seen)
 {
     for (int i = 0; i < FN_SPINS; i++) {
         if (fn_job() != seen)
@@ -90,6 +131,7 @@ static void fn_wait_for_job(unsigned seen)
     }
     pthread_mutex_lock(&fn_pool.lock);
     atomic_fetch_add(&fn_pool.sleepers, 1);
+    fn_goes_to_sleep(worker);
     const unsigned stirs = atomic_load(&fn_pool.stirs);
     while (fn_job() == seen && atomic_load(&fn_pool.stirs) == stirs)
         pthread_cond_wait(&fn_pool.wake, &fn_pool.lock);
@@ -100,6 +142,7 @@ static void fn_wait_for_job(unsigned seen)
 static void fn_wake_workers(void)
 {
     pthread_mutex_lock(&fn_pool.lock);
+    fn_send_elsewhere();
     pthread_cond_broadcast(&fn_pool.wake);
     pthread_mutex_unlock(&fn_pool.lock);
 }
@@ -122,7 +165,7 @@ static void *fn_worker(void *argument)
     const int number = (int)(intptr_t)argument;
     unsigned seen = fn_pool.start[number];
     for (;;) {
-        fn_wait_for_job(seen);
+        fn_wait_for_job(number, seen);
         if (fn_job() == seen)
             continue;
         seen = fn_job();
@@ -208,6 +251,9 @@ static void fn_pool_after_fork(void)
     pthread_cond_init(&fn_pool.wake, NULL);
     atomic_store(&fn_pool.workers, 0);
     atomic_store(&fn_pool.sleepers, 0);
+#ifdef FN_MOVES
+    memset(fn_pool.place, 0, sizeof fn_pool.place);
+#endif
 }
 
 static int fn_pool_setup(void)
