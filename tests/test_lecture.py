@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
@@ -298,6 +299,8 @@ def test_command_with_cifar10(tmp_path):
 
 def test_interrupted_command_leaves_what_was_finished(tmp_path):
     line, settings = command("--only", "activations", "--only", "initialization", "--out", tmp_path)
+    # a shell starts its background jobs with SIGINT ignored, which a test run there would hand on
+    settings["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
     try:
         waited = time.monotonic() + 60
