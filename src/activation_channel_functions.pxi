@@ -108,7 +108,7 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
     for i in range(plan.inputs - 1):
         finish_runs(plan, &plan.source[i])
     finish_runs(plan, &plan.result)
-    plan.streamed = plan.result.contiguous and not plan.staged and plan.size * plan.result.itemsize >= STREAM_BYTES
+    plan.streamed = bypasses_caches(plan) and not plan.result.half  # stream_lines takes what the kernel makes
     for channel_axis in range(plan.ndim):
         inner //= plan.shape[channel_axis]
         if operand.strides[channel_axis] != 0:

@@ -184,15 +184,27 @@ cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
     return x
 
 
+def set_stream_bytes(Py_ssize_t nbytes):
+    """Let results of so many bytes and more bypass the caches, and return the former size: tests need no large arrays."""
+    global STREAM_BYTES
+    former = STREAM_BYTES
+    STREAM_BYTES = nbytes
+    return former
+
+
+cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
+    return (plan.result.contiguous and not plan.result.swapped and not plan.staged
+            and plan.size * plan.result.itemsize >= STREAM_BYTES
+            and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
+
+
 cdef void end_plan(Plan* plan, ndarray y):
     cdef int i
     merge_axes(plan, y)
     for i in range(plan.inputs):
         finish(plan, &plan.source[i])
     finish(plan, &plan.result)
-    plan.streamed = (plan.result.contiguous and not plan.result.swapped and not plan.staged
-                     and plan.size * plan.result.itemsize >= STREAM_BYTES
-                     and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
+    plan.streamed = bypasses_caches(plan)
 
 
 cdef bint may_overlap(ndarray x, ndarray y):

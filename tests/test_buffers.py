@@ -5,6 +5,7 @@ import pytest
 from cases import DTYPES, assert_same_bits, defaults, layouts, sample
 
 import fastnn as fn
+from fastnn import _core
 
 by_row = pytest.mark.parametrize("case", defaults(), ids=lambda case: case.id)
 
@@ -226,8 +227,49 @@ def test_nothing_is_written_beyond_the_result(isa):
                 assert np.all(spread[1::3] == 7) and np.all(spread[2::3] == 7)
 
 
-def test_results_past_the_caches(threads):
-    """Large enough to be streamed past the caches and split among threads; neither end is aligned."""
+@pytest.fixture
+def streamed():
+    """All but the smallest results bypass the caches; called with False, none does."""
+    former = _core.set_stream_bytes(1 << 12)
+    yield lambda on: _core.set_stream_bytes(1 << 12 if on else 1 << 60)
+    _core.set_stream_bytes(former)
+
+
+def assert_streamed_alike(streamed, call, like):
+    """call(out) writes the same bits past the caches as through them, wherever out begins, and nothing beside it."""
+    streamed(False)
+    want = np.empty_like(like)
+    call(want)
+    streamed(True)
+    for offset in (0, 1, 5, 32):
+        raw = np.full(like.size + 100, 7, like.dtype)
+        out = raw[offset : offset + like.size].reshape(like.shape)
+        call(out)
+        assert_same_bits(out, want, offset)
+        assert np.all(raw[:offset] == 7) and np.all(raw[offset + like.size :] == 7)
+
+
+@by_row
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streamed_results(case, dtype, streamed, threads):
+    x = np.resize(sample(dtype, 500), 20011)
+    saved = case.saved(x)
+    assert_streamed_alike(streamed, lambda out: case.forward(fn, x, out=out), x)
+    assert_streamed_alike(streamed, lambda out: case.backward(fn, x[::-1].copy(), saved, out=out), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1, 2, None])
+def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
+    x = np.resize(sample(dtype, 500), (5, 41, 203))
+    slope = dtype(0.25) if axis is None else np.linspace(-1, 1, x.shape[axis]).astype(dtype)
+    given = {"axis": axis or 0}
+    assert_streamed_alike(streamed, lambda out: fn.prelu(x, slope, **given, out=out), x)
+    assert_streamed_alike(streamed, lambda out: fn.prelu_backward(x[::-1].copy(), x, slope, **given, out=out), x)
+
+
+def test_results_past_the_caches(streamed, threads):
+    """Large enough to be split among threads; neither end is aligned."""
     n = (52 << 20) // 4 + 37
     x = np.resize(np.linspace(-4, 4, 99991, dtype=np.float32), n)
     want = np.resize(fn.relu(x[:99991]), n)
