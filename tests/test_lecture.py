@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import re
@@ -300,8 +299,11 @@ def test_command_with_cifar10(tmp_path):
 def test_interrupted_command_leaves_what_was_finished(tmp_path):
     line, settings = command("--only", "activations", "--only", "initialization", "--out", tmp_path)
     # a shell starts its background jobs with SIGINT ignored, which a test run there would hand on
-    settings["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         waited = time.monotonic() + 60
         while not (tmp_path / "report.html").exists() and time.monotonic() < waited:
