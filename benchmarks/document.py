@@ -34,6 +34,7 @@ from fastnn.bench.runner import COPY, MATMUL, Row
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 LAYOUTS = ("oneDNN channels first", "oneDNN channels last")
+PEER_NAMES = {"torch": "PyTorch", "onednn": "oneDNN", "numpy": "NumPy", "jax": "JAX", "numba": "numba"}
 SHOWN = ("relu", "sigmoid", "tanh", "gelu", "silu", "softplus", "mish", "elu")
 
 
@@ -60,49 +61,23 @@ def times(value: float | None) -> str:
 # --- performance ------------------------------------------------------------------------------------------------------
 
 
-def means(rows: list[Row]) -> str:
-    """Geometric means for each family, dtype and number of threads; losses counted."""
+def means(rows: list[Row], names: tuple[str, ...] = tuple(PEER_NAMES)) -> str:
+    """Geometric means for each family, dtype, number of threads and kind of output; losses counted."""
     body = []
-    for (family, dtype, threads, output), members in sorted(report.groups(rows).items()):
+    for group, members in sorted(report.groups(rows).items()):
         result = report.summary(members)
-        if not result["compared"]:
-            continue
-        values = [times(result["peers"].get(name)) for name in ("torch", "onednn", "numpy", "jax", "numba")]
-        counts = f"{result['losses']} of {result['compared']}"
-        body.append([family, dtype, str(threads), output, times(result["best peer"]), *values, counts])
-    columns = [
-        "",
-        "dtype",
-        "threads",
-        "output",
-        "best peer",
-        "PyTorch",
-        "oneDNN",
-        "NumPy",
-        "JAX",
-        "numba",
-        "lost cells",
-    ]
-    return table(columns, body)
+        if result["compared"]:
+            values = [times(result["peers"].get(name)) for name in names]
+            counts = f"{result['losses']} of {result['compared']}"
+            body.append([*map(str, group), times(result["best peer"]), *values, counts])
+    peers = [PEER_NAMES[name] for name in names]
+    return table(["", "dtype", "threads", "output", "best peer", *peers, "lost cells"], body)
 
 
 def in_short(rows: list[Row]) -> str:
-    """For the README: a line a family, one thread, results preallocated."""
-    body = []
-    for (family, dtype, threads, output), members in sorted(report.groups(rows).items()):
-        result = report.summary(members)
-        if result["compared"] and threads == 1 and output == "out" and dtype in ("float32", "float64"):
-            values = [times(result["peers"].get(name)) for name in ("torch", "onednn", "numpy")]
-            body.append(
-                [
-                    f"{family}, {dtype}",
-                    *values,
-                    times(result["best peer"]),
-                    f"{result['losses']} of {result['compared']}",
-                ]
-            )
-    columns = ["times as fast as", "PyTorch", "oneDNN", "NumPy", "the fastest peer of each cell", "cells lost"]
-    return table(columns, body) + "\n\n![Against each library, by size](docs/images/summary.png)"
+    """For the README."""
+    short = means([row for row in rows if row.threads == 1 and row.output == "out"], ("torch", "onednn", "numpy"))
+    return f"How many times as fast as each:\n\n{short}\n\n![Against each library, by size](docs/images/summary.png)"
 
 
 def elementwise(rows: list[Row], dtype: str, threads: int) -> str:

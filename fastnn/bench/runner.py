@@ -124,13 +124,11 @@ def interleave(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if cost[name] > budget and turn >= 1:
                 continue
-            if reset:
-                reset()
             if threaded:
                 time.sleep(PAUSE)
                 samplers[name](1 + int(1e-3 * counts[name] / cost[name]))
-                if reset:
-                    reset()
+            if reset:
+                reset()
             seconds = samplers[name](counts[name])
             spent[name] += seconds
             best[name] = min(best[name], seconds / counts[name])
