@@ -150,16 +150,8 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
     return 0
 
 
-cdef void run_channels(Channels* job, double nanoseconds) noexcept:
-    cdef int parts
-    if nanoseconds < RELEASE_GIL:
-        job.part = job.chunks
-        channels_part(job, 0)
-    else:
-        with nogil:
-            parts = parts_for(nanoseconds, job.chunks)
-            job.part = (job.chunks + parts - 1) // parts
-            fn_parallel(channels_part, job, parts)
+cdef void run_channels(Channels* job, double cost) noexcept:
+    run_shares(channels_part, job, job.chunks, &job.part, work(cost, job.plan.size, job.plan.itemsize))
 
 
 def prelu(x, slope, *, axis=1, out=None):
@@ -185,7 +177,7 @@ def prelu(x, slope, *, axis=1, out=None):
     a = add_input(&job.plan, a, y)
     if job.plan.size:
         lay_channels(&job, s, along, y, False)
-        run_channels(&job, 2 * NANOSECONDS * job.plan.size)
+        run_channels(&job, 2)
         free(job.heap)
     return y if out is None else out
 
@@ -245,7 +237,7 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
     total = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(s), cnp.PyArray_DIMS(s), cnp.NPY_DOUBLE, 0)
     if job.plan.size:
         lay_channels(&job, s, along, y, True)
-        run_channels(&job, 6 * NANOSECONDS * job.plan.size)
+        run_channels(&job, 6)
         fold_slopes(&job, <double*> cnp.PyArray_DATA(total), cnp.PyArray_SIZE(s))
         free(job.heap)
     return y if out is None else out, like_slope(total, slope)
@@ -287,7 +279,7 @@ cdef struct Pieces:
     bint strided         # the pieces are read or written where they are, else by way of blocks
     Py_ssize_t count
     Py_ssize_t step      # bytes from one piece to the next, in x forward, in dx backward
-    Py_ssize_t part      # units a thread takes
+    Py_ssize_t part      # LANES of units that a thread takes
 
 
 cdef void pieces_part(void* context, int part) noexcept nogil:
@@ -296,7 +288,7 @@ cdef void pieces_part(void* context, int part) noexcept nogil:
     cdef Plan plan = job.plan  # our own: its operands move from piece to piece
     cdef fn_block blocks[3]
     cdef Py_ssize_t indices[BLOCK_ITEMS]
-    cdef Py_ssize_t start = part * job.part, stop = min(plan.size, start + job.part), n
+    cdef Py_ssize_t start = part * job.part * FN_LANES, stop = min(plan.size, start + job.part * FN_LANES), n
     cdef Py_ssize_t* which
     cdef bint which_direct = plan.source[1].contiguous and <uintptr_t> plan.source[1].data % sizeof(Py_ssize_t) == 0
     while start < stop:
@@ -334,7 +326,7 @@ cdef inline const char* piece_of_x(const Pieces* job, Plan* plan, Py_ssize_t sta
                                    char* block) noexcept nogil:
     plan.source[0].data = job.plan.source[0].data + number * job.step
     if job.strided:
-        return unit_place(plan, &plan.source[0], start)
+        return place_at(plan, &plan.source[0], start, plan.ndim)
     return load(plan, &plan.source[0], start, n, block)
 
 
@@ -344,9 +336,9 @@ cdef inline void spread_pieces(const Pieces* job, Plan* plan, Py_ssize_t start, 
     cdef int dtype = FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE
     cdef const char* dy = block_of(plan, &plan.source[0], start, n, blocks[0].bytes)
     if job.strided and job.count == 2 and step == 2 and piece == 1:
-        plan.level.maxout_two_backward[dtype](dy, which, unit_place(plan, &plan.result, start), n)
+        plan.level.maxout_two_backward[dtype](dy, which, place_at(plan, &plan.result, start, plan.ndim), n)
     elif job.strided:
-        plan.level.maxout_backward[dtype](dy, which, unit_place(plan, &plan.result, start), step, piece, n, 0,
+        plan.level.maxout_backward[dtype](dy, which, place_at(plan, &plan.result, start, plan.ndim), step, piece, n, 0,
                                          job.count)
     else:
         for number in range(job.count):
@@ -355,19 +347,8 @@ cdef inline void spread_pieces(const Pieces* job, Plan* plan, Py_ssize_t start, 
             store(plan, start, n, blocks[1].bytes)
 
 
-cdef char* unit_place(const Plan* plan, const Operand* array, Py_ssize_t position) noexcept nogil:
-    cdef char* place = array.data
-    cdef int axis
-    for axis in range(plan.ndim - 1, -1, -1):
-        place += position % plan.shape[axis] * array.strides[axis]
-        position //= plan.shape[axis]
-    return place
-
-
 cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray units, int axis) except -1:
     """Forward a is x and y y, backward a is dy and y dx; units is the one of them that has an element a unit."""
-    cdef double nanoseconds
-    cdef int parts
     cdef Operand* split
     begin_plan(&job.plan, units)
     if job.plan.size == 0:
@@ -383,11 +364,8 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray un
     end_plan(&job.plan, units)
     job.plan.streamed = False
     job.strided = is_native(&job.plan, split)
-    nanoseconds = 10 * NANOSECONDS * job.count * job.plan.size
-    with nogil:
-        parts = parts_for(nanoseconds, job.plan.size // FN_LANES + 1)
-        job.part = padded((job.plan.size + parts - 1) // parts)
-        fn_parallel(pieces_part, job, parts)
+    run_shares(pieces_part, job, padded(job.plan.size) // FN_LANES, &job.part,
+               work(10, job.count * job.plan.size, job.plan.itemsize))
     return 0
 
 

@@ -98,7 +98,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         count = min(rows.width, rows.lanes - first)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
-            places[i] = tile_place(plan, operand, tile // rows.tiles, first)
+            places[i] = place_at(plan, operand, tile // rows.tiles, plan.ndim - 2) + first * operand.strides[plan.ndim - 2]
             used[i] = places[i]
             steps[i] = operand.strides[plan.ndim - 1] // plan.itemsize
             if not operand.direct or count < rows.width:
@@ -120,15 +120,6 @@ cdef void rows_part(void* context, int part) noexcept nogil:
 
 cdef bint all_direct(const Plan* plan) noexcept nogil:
     return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
-
-
-cdef char* tile_place(const Plan* plan, const Operand* array, Py_ssize_t outer, Py_ssize_t first) noexcept nogil:
-    cdef char* place = array.data + first * array.strides[plan.ndim - 2]
-    cdef int axis
-    for axis in range(plan.ndim - 3, -1, -1):
-        place += outer % plan.shape[axis] * array.strides[axis]
-        outer //= plan.shape[axis]
-    return place
 
 
 cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, char* scratch,
@@ -244,16 +235,7 @@ cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
 
 
 cdef int run_rows(Rows* rows) except -1:
-    cdef double nanoseconds = 6 * NANOSECONDS * rows.plan.size
-    cdef int parts
-    if nanoseconds < RELEASE_GIL:
-        rows.part = rows.count
-        rows_part(rows, 0)
-    else:
-        with nogil:
-            parts = parts_for(nanoseconds, rows.count)
-            rows.part = (rows.count + parts - 1) // parts
-            fn_parallel(rows_part, rows, parts)
+    run_shares(rows_part, rows, rows.count, &rows.part, work(6, rows.plan.size, rows.plan.itemsize))
     if rows.out_of_memory:
         raise MemoryError(f"no memory to stage rows of {rows.length} elements")
     return 0

@@ -23,10 +23,27 @@ cdef double NANOSECONDS = 0.06     # an element of 4 bytes costs about this time
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
 
 
-cdef inline double expected_work(int row, int direction, ndarray y):
-    """Nanoseconds that a row takes, about. Backward reads one array more; double takes twice as long."""
-    return ((row_cost[row] + 0.5 * direction) * NANOSECONDS * cnp.PyArray_SIZE(y)
-            * (2 if cnp.PyArray_ITEMSIZE(y) == 8 else 1))
+cdef inline double work(double cost, Py_ssize_t n, int itemsize) noexcept nogil:
+    """Nanoseconds that n elements of this cost take, about; double takes twice as long."""
+    return cost * NANOSECONDS * n * (2 if itemsize == 8 else 1)
+
+
+cdef inline double row_work(int row, int direction, ndarray y):
+    """Backward reads one array more."""
+    return work(row_cost[row] + 0.5 * direction, cnp.PyArray_SIZE(y), cnp.PyArray_ITEMSIZE(y))
+
+
+cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* share, double nanoseconds) noexcept:
+    """Run a task whose part number k does units k * share to (k + 1) * share - 1, on as many threads as pay."""
+    cdef int parts
+    if nanoseconds < RELEASE_GIL:
+        share[0] = units
+        task(job, 0)
+    else:
+        with nogil:
+            parts = parts_for(nanoseconds, units)
+            share[0] = (units + parts - 1) // parts
+            fn_parallel(task, job, parts)
 
 
 cdef inline double real_param(object value, str name, str must_be, object x) except? -1.0:
@@ -110,7 +127,7 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     nbytes = cnp.PyArray_NBYTES(first)
     n = cnp.PyArray_SIZE(first)
     other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else cnp.PyArray_BYTES(first)
-    if ((nbytes > BLOCK_BYTES and expected_work(row, direction, y) >= RELEASE_GIL)
+    if ((nbytes > BLOCK_BYTES and row_work(row, direction, y) >= RELEASE_GIL)
             or not (apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes) and apart(other, cnp.PyArray_BYTES(y), nbytes))):
         return run_arrays(row, direction, first, b, y, params)
     run_direct(current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE],
@@ -143,7 +160,7 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
-    cdef double nanoseconds = expected_work(row, direction, y)
+    cdef double nanoseconds = row_work(row, direction, y)
     begin_plan(&plan, y)
     plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params

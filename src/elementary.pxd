@@ -5,6 +5,8 @@ ctypedef fused real:
     float
     double
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "elementary.h" nogil:
     float fma_f32(float a, float b, float c) noexcept
     float select_f32(bint condition, float a, float b) noexcept
@@ -12,14 +14,12 @@ cdef extern from "elementary.h" nogil:
     float copysign_f32(float x, float sign) noexcept
     float min_f32(float x, float bound) noexcept
     float max_f32(float x, float bound) noexcept
-    float fast_two_sum_f32(float a, float b, float* lo) noexcept
     float two_sum_f32(float a, float b, float* lo) noexcept
     float two_prod_f32(float a, float b, float* lo) noexcept
     float remainder_f32(float q, float d, float n) noexcept
     float scale_f32(float m, float k) noexcept
     float exp_parts2_f32(float x, float x_lo, float* lo, float* k) noexcept
     float expm1_parts_f32(float x, float* lo) noexcept
-    float exp_f32(float x) noexcept
     float exp_inside_f32(float x) noexcept
     float expm1_domain_f32(float x) noexcept
     float above_low_three_f32(float x) noexcept
@@ -44,14 +44,12 @@ cdef extern from "elementary.h" nogil:
     double copysign_f64(double x, double sign) noexcept
     double min_f64(double x, double bound) noexcept
     double max_f64(double x, double bound) noexcept
-    double fast_two_sum_f64(double a, double b, double* lo) noexcept
     double two_sum_f64(double a, double b, double* lo) noexcept
     double two_prod_f64(double a, double b, double* lo) noexcept
     double remainder_f64(double q, double d, double n) noexcept
     double scale_f64(double m, double k) noexcept
     double exp_parts2_f64(double x, double x_lo, double* lo, double* k) noexcept
     double expm1_parts_f64(double x, double* lo) noexcept
-    double exp_f64(double x) noexcept
     double exp_inside_f64(double x) noexcept
     double expm1_domain_f64(double x) noexcept
     double above_low_three_f64(double x) noexcept
@@ -81,6 +79,8 @@ cdef extern from "elementary.h" nogil:
     double tanh_f64(double x) noexcept
 
     const bint FN_HAS_FMA
+    uint64_t bits_f64(double x) noexcept
+    double from_bits_f64(uint64_t u) noexcept
 
     double exp_wide(double x) noexcept
     double expm1_wide(double x) noexcept
@@ -128,12 +128,6 @@ cdef inline real upper_of(real x, real bound) noexcept nogil:
     else:
         return max_f64(x, bound)
 
-cdef inline real fast_two_sum(real a, real b, real* lo) noexcept nogil:
-    if real is float:
-        return fast_two_sum_f32(a, b, lo)
-    else:
-        return fast_two_sum_f64(a, b, lo)
-
 cdef inline real two_sum(real a, real b, real* lo) noexcept nogil:
     if real is float:
         return two_sum_f32(a, b, lo)
@@ -175,12 +169,6 @@ cdef inline real expm1_parts(real x, real* lo) noexcept nogil:
         return expm1_parts_f32(x, lo)
     else:
         return expm1_parts_f64(x, lo)
-
-cdef inline real exp(real x) noexcept nogil:
-    if real is float:
-        return exp_f32(x)
-    else:
-        return exp_f64(x)
 
 cdef inline real expm1_domain(real x) noexcept nogil:
     if real is float:

@@ -114,11 +114,6 @@ FN float exp_parts2_f32(float x, float x_lo, float *lo, float *k)
     *lo = e + FN_FMAF(r_lo, hi, r * r * exp_poly_f32(r));
     return hi;
 }
-FN float exp_f32(float x)
-{
-    float lo, k, hi = exp_parts2_f32(x, 0.0f, &lo, &k);
-    return scale_f32(hi + lo, k);
-}
 
 /* e^x for |x| <= 80, where no clamp, no second scaling and no low part are needed; under 1 ULP */
 FN float exp_inside_f32(float x)

@@ -192,13 +192,7 @@ FN double exp_parts2_f64(double x, double x_lo, double *lo, double *k)
     return hi;
 }
 
-/* e^x, under 1 ULP */
-FN double exp_f64(double x)
-{
-    double t, r = reduce_f64(max_f64(min_f64(x, fn_exp_high_f64), fn_exp_low_f64), F64_MAGIC, &t);
-    return scale_f64(1.0 + exp_minus_one_f64(r), t - F64_MAGIC);
-}
-/* the same for |x| <= 700 */
+/* e^x for |x| <= 700, under 1 ULP */
 FN double exp_inside_f64(double x)
 {
     double t, r = reduce_f64(x, F64_BIAS, &t);

@@ -63,15 +63,6 @@ cdef ndarray column_vector(object vector, ndarray x, int axis, double missing):
     return <ndarray> vector
 
 
-cdef double* statistics_like(object array, int ndim, cnp.npy_intp* shape) noexcept:
-    """The data of a plain float64 array of that shape, or NULL."""
-    if (not is_plain(array) or cnp.PyArray_TYPE(<ndarray> array) != cnp.NPY_DOUBLE
-        or cnp.PyArray_NDIM(<ndarray> array) != ndim
-        or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)):
-        return NULL
-    return <double*> cnp.PyArray_DATA(<ndarray> array)
-
-
 cdef tuple forward_layer(object x, object gamma, object beta, object eps, object axis, object out, bint centred):
     cdef NormJob job
     cdef double few[SCRATCH]
@@ -97,7 +88,7 @@ cdef tuple forward_layer(object x, object gamma, object beta, object eps, object
             mean = cnp.PyArray_EMPTY(first, cnp.PyArray_DIMS(<ndarray> x), cnp.NPY_DOUBLE, 0)
             job.mean = <double*> cnp.PyArray_DATA(mean)
         lay_out_sets(&job, room)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         return (y, mean, invstd) if centred else (y, invstd)
     finally:
         if room != few:
@@ -127,7 +118,7 @@ cdef tuple backward_layer(object dy, object x, object mean, object invstd, objec
     try:
         dx = result_array(&job, <ndarray> x, out)
         lay_out_sets(&job, room)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         dtype = cnp.PyArray_TYPE(<ndarray> x)
         dgamma = gradient_array(job.dgamma, cnp.PyArray_NDIM(weights), cnp.PyArray_DIMS(weights), dtype)
         if not centred:
@@ -231,7 +222,7 @@ cdef tuple forward_group(object x, object groups, object gamma, object beta, obj
         job.mean = <double*> cnp.PyArray_DATA(mean)
         job.invstd = <double*> cnp.PyArray_DATA(invstd)
         lay_out_sets(&job, room + 2 * channels + spread_size(&job))
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         return y, mean, invstd
     finally:
         if room != few:
@@ -265,7 +256,7 @@ cdef tuple backward_group(object dy, object x, object mean, object invstd, objec
             job.weights = spread_vector(&job, job.gamma, room + 2 * channels)
         dx = result_array(&job, <ndarray> x, out)
         lay_out_sets(&job, room + 2 * channels + spread_size(&job))
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         if job.channels == 0:
             gather(room, job.dgamma, channels, job.inner, 1)
             gather(room + channels, job.dbeta, channels, job.inner, 1)

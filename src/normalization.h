@@ -1,30 +1,22 @@
-/* What the loops of the normalizations need and Cython cannot say: fused multiply-adds, the bits of a number, and the
- * folding of lanes in explicit vectors: loops of 8 are unrolled before gcc can vectorize them. The vectors are those of
- * gcc and clang for any machine; where it has none so wide, several take their place. */
+/* What the loops of the normalizations need and Cython cannot say: a multiply-add for their results, and the folding of
+ * lanes in explicit vectors: loops of 8 are unrolled before gcc can vectorize them. The vectors are those of gcc and clang
+ * for any machine; where it has none so wide, several take their place. */
 #ifndef FN_NORMALIZATION_H
 #define FN_NORMALIZATION_H
 
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-/* Without the instruction the float form goes through double, where the product is exact: the bounds hold there too. */
-#if defined(__FMA__) || defined(__aarch64__)
-#define fn_fma(a, b, c) __builtin_fma((a), (b), (c))
-#define fn_fmaf(a, b, c) __builtin_fmaf((a), (b), (c))
+#include "elementary.h"
+
+/* Without the instruction through double, where the product is exact, unlike FN_FMAF: the bounds hold there too. */
+#if FN_HAS_FMA
+#define fn_fmaf(a, b, c) FN_FMAF((a), (b), (c))
 #else
-#define fn_fma(a, b, c) ((a) * (b) + (c))
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
 #define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
-
-typedef union {
-    double number;
-    int64_t bits;
-} fn_word;
-static inline int64_t fn_double_bits(double x) { return ((fn_word){.number = x}).bits; }
-static inline double fn_bits_double(int64_t bits) { return ((fn_word){.bits = bits}).number; }
 
 /* 32 lanes added up to 8 of double; those of float are added to what is there. */
 typedef float fn_float16 __attribute__((vector_size(64)));

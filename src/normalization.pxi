@@ -20,7 +20,7 @@ cdef enum:
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
-cdef double NORM_NANOSECONDS = 0.15  # an element costs about this, in either direction
+cdef double NORM_COST = 2.5  # of an element, in either direction, in units of a row's cost
 
 cdef struct NormJob:
     const fn_level* level
@@ -38,6 +38,7 @@ cdef struct NormJob:
     double slope
     double eps
     double count         # values of a set, or channel
+    double nanoseconds   # that the job takes, about
     const double* gamma  # of every channel
     const double* beta
     double* mean         # of every set, or channel; NULL for RMS norm
@@ -86,19 +87,6 @@ for _number, _row in enumerate(ACTIVATIONS):
 cdef inline Py_ssize_t count_of(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
     """How many pieces of at most `most` n is cut into."""
     return (n + most - 1) // most
-
-
-cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
-                      Py_ssize_t nbytes) noexcept nogil:
-    """Copy a finished block to its place, past the caches where the result is streamed."""
-    cdef Py_ssize_t head
-    if streamed:
-        head = (-<Py_ssize_t> place) & (CACHE_LINE - 1)
-        if head < nbytes:
-            memcpy(place, block, head)
-            level.stream(place + head, block + head, nbytes - head)
-            return
-    memcpy(place, block, nbytes)
 
 
 cdef inline bint in_loops(const NormJob* job) noexcept nogil:
@@ -150,8 +138,8 @@ cdef void run_norm(NormJob* job) noexcept nogil:
         run_columns(job)
 
 
-cdef void run_released(NormJob* job, Py_ssize_t size) noexcept:
-    if NORM_NANOSECONDS * <double> size < RELEASE_GIL:
+cdef void run_released(NormJob* job) noexcept:
+    if job.nanoseconds < RELEASE_GIL:
         run_norm(job)
     else:
         with nogil:
@@ -167,6 +155,7 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
     job.x = cnp.PyArray_BYTES(x)
     job.itemsize = 4 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else 8
     job.level = current_level()
+    job.nanoseconds = work(NORM_COST, cnp.PyArray_SIZE(x), job.itemsize)
     job.loops = &job.level.norm[<int> FN_SINGLE if job.itemsize == 4 else <int> FN_DOUBLE]
     job.streamed = cnp.PyArray_NBYTES(x) > NORM_STREAM_BYTES
     job.centred = True
@@ -247,12 +236,13 @@ cdef bint read_vector(object vector, Py_ssize_t n, double missing, double* value
     return True
 
 
-cdef inline double* statistics_of(object vector, Py_ssize_t n) noexcept:
-    """The data of a plain float64 vector of length n, or NULL."""
-    if (not is_plain(vector) or cnp.PyArray_TYPE(<ndarray> vector) != cnp.NPY_DOUBLE
-        or cnp.PyArray_NDIM(<ndarray> vector) != 1 or cnp.PyArray_DIM(<ndarray> vector, 0) != n):
+cdef double* statistics_like(object array, int ndim, cnp.npy_intp* shape) noexcept:
+    """The data of a plain float64 array of that shape, or NULL."""
+    if (not is_plain(array) or cnp.PyArray_TYPE(<ndarray> array) != cnp.NPY_DOUBLE
+        or cnp.PyArray_NDIM(<ndarray> array) != ndim
+        or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)):
         return NULL
-    return <double*> cnp.PyArray_DATA(<ndarray> vector)
+    return <double*> cnp.PyArray_DATA(<ndarray> array)
 
 
 cdef bint usable_result(ndarray x, object out, bint* staged) noexcept:
@@ -334,7 +324,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, out):
         job.mean = <double*> cnp.PyArray_DATA(mean)
         job.invstd = <double*> cnp.PyArray_DATA(invstd)
         lay_out(&job, room + 3 * n)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         return y, mean, invstd
     finally:
         if room != few:
@@ -354,8 +344,8 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
             and usable_result(<ndarray> dy, out, &job.staged)):
         return None
     n = job.groups
-    job.mean = statistics_of(mean, n)
-    job.invstd = statistics_of(invstd, n)
+    job.mean = statistics_like(mean, 1, &n)
+    job.invstd = statistics_like(invstd, 1, &n)
     if job.mean == NULL or job.invstd == NULL:
         return None
     job.dy = cnp.PyArray_BYTES(<ndarray> dy)
@@ -368,7 +358,7 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
         job.gamma = room
         job.beta = room + n
         lay_out(&job, room + 2 * n)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         dtype = cnp.PyArray_TYPE(<ndarray> (x if gamma is None else gamma))
         return dx, gradient_array(job.dgamma, 1, &n, dtype), gradient_array(job.dbeta, 1, &n, dtype)
     finally:
@@ -399,7 +389,7 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
         job.invstd = room + 3 * n
         job.level.norm_invstd(job.invstd, job.eps, n)
         lay_out(&job, room + 4 * n)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         return y
     finally:
         if room != few:
@@ -424,7 +414,7 @@ def batch_stats(x, axis):
         job.var = <double*> cnp.PyArray_DATA(var)
         job.invstd = room
         lay_out(&job, room + n)
-        run_released(&job, cnp.PyArray_SIZE(<ndarray> x))
+        run_released(&job)
         return mean, var
     finally:
         if room != few:

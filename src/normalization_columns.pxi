@@ -366,7 +366,7 @@ cdef inline void set_tile(NormJob* job, Py_ssize_t columns) noexcept nogil:
 
 cdef Py_ssize_t column_scratch(NormJob* job) noexcept:
     """Doubles of scratch."""
-    job.parts = parts_for(NORM_NANOSECONDS * job.count * <double> job.groups, job.tiles * job.blocks)
+    job.parts = parts_for(job.nanoseconds, job.tiles * job.blocks)
     return (1 + 1 + COEFFICIENTS + 3 + 2 + 3 * job.blocks) * job.groups
 
 

@@ -523,7 +523,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
     cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets
-    job.parts = parts_for(NORM_NANOSECONDS * job.count * <double> job.sets, units)
+    job.parts = parts_for(job.nanoseconds, units)
     job.room_size = CHUNK_ARRAYS * chunk_width(job) + (2 * job.shape.n if job.channels == 0 else 0)
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 

@@ -129,6 +129,16 @@ cdef void move_block(const Plan* plan, const Operand* array, Py_ssize_t start, P
             axis -= 1
 
 
+cdef inline char* place_at(const Plan* plan, const Operand* array, Py_ssize_t position, int axes) noexcept nogil:
+    """The element at a position in C order of the first `axes` axes, and at the beginning of the others."""
+    cdef char* place = array.data
+    cdef int axis
+    for axis in range(axes - 1, -1, -1):
+        place += position % plan.shape[axis] * array.strides[axis]
+        position //= plan.shape[axis]
+    return place
+
+
 cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + FN_LANES - 1) & -FN_LANES
 
@@ -148,19 +158,29 @@ cdef const char* load(const Plan* plan, const Operand* array, Py_ssize_t start, 
     return block
 
 
+cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
+                      Py_ssize_t nbytes) noexcept nogil:
+    """Copy a finished block to its place, past the caches where the result is streamed."""
+    cdef Py_ssize_t head
+    if streamed:
+        head = (-<Py_ssize_t> place) & (CACHE_LINE - 1)
+        if head < nbytes:
+            memcpy(place, block, head)
+            level.stream(place + head, block + head, nbytes - head)
+            return
+    memcpy(place, block, nbytes)
+
+
 cdef void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
     cdef const Operand* array = &plan.result
     cdef fn_block halves
-    cdef char* place
     if array.half:
         plan.level.single_to_half(block, halves.bytes, padded(n))
         block = halves.bytes
     if plan.streamed:
-        place = array.data + start * array.itemsize
-        if <uintptr_t> place % CACHE_LINE == 0:
-            plan.level.stream(place, block, n * array.itemsize)
-            return
-    move_block(plan, array, start, n, <char*> block, False)
+        emit(plan.level, True, array.data + start * array.itemsize, block, n * array.itemsize)
+    else:
+        move_block(plan, array, start, n, <char*> block, False)
 
 
 cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize) noexcept nogil:
