@@ -397,7 +397,7 @@ def accuracy(tables: list[Path]) -> None:
     with contextlib.redirect_stdout(text):
         code = verify.run(parser.parse_args(["--markdown"]))
     errors, rest = text.getvalue().split("\n\n")[:2]
-    full = {key(line): line for path in tables for line in path.read_text().splitlines() if line.startswith("|")}
+    full = {key(line): line for path in tables for line in path.read_text().splitlines() if line.startswith("| ")}
     errors = "\n".join(full.get(key(line), line) for line in errors.splitlines())
     page = ROOT / "docs" / "accuracy.md"
     fill(page, "errors", errors)

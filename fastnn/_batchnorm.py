@@ -100,9 +100,10 @@ class BatchNorm:
         y, mean, invstd, var = self._normalize(x)
         if self.unbiased_running_var:
             var = var * (count / (count - 1))
-        for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-            running *= self.decay
-            running += (1.0 - self.decay) * batch
+        with np.errstate(under="ignore"):
+            for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+                running *= self.decay
+                running += (1.0 - self.decay) * batch
         self._saved = x, mean, invstd
         return y
 

@@ -205,8 +205,8 @@ def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -
         raise ValueError(f"x is empty (shape {shape}): a {what} has no values to take statistics of")
 
 
-def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None) -> Array:
-    """`v` (gamma, mean, ...) as a native, contiguous array of exactly this shape.
+def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None, out: Any = None) -> Array:
+    """`v` (gamma, mean, ...) as a native, contiguous array of exactly this shape, a copy where it overlaps `out`.
 
     Its own dtype stays, unless one is given.
     """
@@ -215,7 +215,8 @@ def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any =
     if array.shape != wanted:
         raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}, to match x")
     with np.errstate(all="ignore"):
-        return np.asarray(array, dtype=array.dtype.newbyteorder("=") if dtype is None else dtype, order="C")
+        vector = np.asarray(array, dtype=array.dtype.newbyteorder("=") if dtype is None else dtype, order="C")
+    return vector.copy() if isinstance(out, np.ndarray) and overlaps(vector, out) else vector
 
 
 def as_slope(slope: Any, shape: tuple[int, ...], axis: Any) -> tuple[Array, int]:

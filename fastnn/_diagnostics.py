@@ -377,7 +377,8 @@ def _differences(output: Callable[[], Array], array: Array, dy: Array) -> Array:
         array[index] = before - step
         below, low = float(array[index]), output()
         array[index] = before
-        result[index] = np.sum(dy * (high - low)) / (above - below)
+        with np.errstate(all="ignore"):
+            result[index] = np.sum(dy * (high - low)) / (above - below)
     return result
 
 

@@ -561,7 +561,7 @@ def _by_rows(samples: Array, columns: int, function: Any) -> Array:
     rows = max(_TILE // max(samples.shape[1], 1), 1)
     for start in range(0, len(samples), rows):
         part = slice(start, start + rows)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             result[part] = function(samples[part].astype(np.float64, copy=False))
     return result
 
@@ -668,7 +668,7 @@ def _affine(x: Array, axes: tuple[int, ...], vectors: Vector, out: Array | None,
         passes.affine(rows, np.ascontiguousarray(numbers), staged)
         if not direct:
             moved = np.moveaxis(result[(*tile, Ellipsis)], axes, range(len(axes)))
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", under="ignore"):
                 moved[...] = staged.reshape(moved.shape)
     return _delivered(result, out, overlapping)
 

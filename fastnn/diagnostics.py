@@ -5,8 +5,9 @@ numbers and new arrays. Statistics are taken in float64. NaN and infinity, which
 are no errors here: they make mean and deviation NaN, they are outside every histogram, and NaN counts neither as
 saturated nor as dead.
 
-Errors: TypeError for what is no real array, network or number; ValueError for an empty array, an unknown activation,
-or numbers and shapes out of range; numpy.exceptions.AxisError for an axis out of range.
+Errors: TypeError for what is no real array, network or number; ValueError for an array without the values that a
+statistic needs, an unknown activation, or numbers and shapes out of range; numpy.exceptions.AxisError for an axis out
+of range.
 """
 
 from __future__ import annotations

@@ -383,7 +383,7 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def _rounded(values: NDArray[np.float64], wanted: np.dtype[Any]) -> Float:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         result = np.asarray(values, dtype=wanted, order="C")
     if not np.isfinite(result).all():
         raise ValueError(

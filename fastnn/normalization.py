@@ -1,17 +1,17 @@
 """Normalizations and their gradients: batch, layer, RMS, group and instance norm, and the layer `BatchNorm`.
 
 The compiled functions take C-contiguous native float32 and float64 arrays as they are. Here everything else is brought
-to that form: a transposed array by a view, any other one in pieces of a few megabytes, so that no copy of a whole array
-is made. `fastnn.reference.normalization` holds the same functions in plain NumPy.
+to that form: a transposed array by a view, any other one by copies of a few megabytes, or of one channel, sample or row
+where that is more. `fastnn.reference.normalization` holds the same functions in plain NumPy.
 
 Common to all: x is any array-like of real numbers. float32 and float64 stay what they are, float16 is computed in
 float32 and returned as float16, integers and bools become float64. Statistics are float64 whatever x is. y has x's
 dtype, dx the dtype NumPy makes of dy's and x's; dgamma and dbeta have gamma's dtype and shape (x's dtype where gamma is
 None) and are computed also when gamma is None. `out` receives y or dx; it may be x or dy, or overlap them, and is
-returned. Sums run in float64 in an order that depends on the shape alone, so results have the same bits with any number
-of threads. Errors: ValueError for too few dimensions, a block without values, eps negative or not finite, gamma or
-another vector of the wrong length, dy of another shape than x; numpy.exceptions.AxisError for an axis that x does not
-have; TypeError for a dtype that is not accepted.
+returned. Sums run in an order that depends on the shape and on how the axes lie in memory alone, so results have the
+same bits with any number of threads. Errors: ValueError for too few dimensions, a block without values, eps negative or
+not finite, gamma or another vector of the wrong length, dy of another shape than x; numpy.exceptions.AxisError for an
+axis that x does not have; TypeError for a dtype that is not accepted.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def batch_norm(
         return result
     x, axis = _array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    gamma = _vector(gamma, x.shape[axis], "gamma")
-    beta = _vector(beta, x.shape[axis], "beta")
+    gamma = _vector(gamma, x.shape[axis], "gamma", out)
+    beta = _vector(beta, x.shape[axis], "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -112,8 +112,9 @@ def batch_norm_backward(
     first taken through its derivative, for which gamma * x_hat + beta is computed anew: it needs the forward call's
     gamma and beta, and nothing more was stored.
 
-    Error: dx, dgamma and dbeta are within 1e-5 of the exact gradients, relative to their largest element; each element
-    of dx is computed in float64, because its terms cancel where dy is nearly linear in x.
+    Error: dx, dgamma and dbeta are within 1e-5 of the exact gradients, relative to their largest element (where the
+    sums of all channels nearly cancel: to the root of the sum of a channel's squared terms). Where the terms of dx
+    cancel, because dy is nearly linear in x, they are computed in float64.
     """
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     if result is not None:
@@ -122,10 +123,10 @@ def batch_norm_backward(
     dtype = _checks.result_dtype(dy, x)
     channels = x.shape[axis]
     theirs = _gradient_dtype(gamma, x)
-    mean = _vector(mean, channels, "mean")
-    invstd = _vector(invstd, channels, "invstd")
-    gamma = _vector(gamma, channels, "gamma")
-    beta = _vector(beta, channels, "beta")
+    mean = _vector(mean, channels, "mean", out)
+    invstd = _vector(invstd, channels, "invstd", out)
+    gamma = _vector(gamma, channels, "gamma", out)
+    beta = _vector(beta, channels, "beta", out)
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
     _check_channels(x, axis)
@@ -162,10 +163,10 @@ def batch_norm_inference(
         return y
     x, axis = _array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    mean = _vector(mean, x.shape[axis], "mean")
-    var = _vector(var, x.shape[axis], "var")
-    gamma = _vector(gamma, x.shape[axis], "gamma")
-    beta = _vector(beta, x.shape[axis], "beta")
+    mean = _vector(mean, x.shape[axis], "mean", out)
+    var = _vector(var, x.shape[axis], "var", out)
+    gamma = _vector(gamma, x.shape[axis], "gamma", out)
+    beta = _vector(beta, x.shape[axis], "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -219,7 +220,7 @@ def layer_norm(
         return result
     x, axis = _array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
-    gamma, beta = _columns(gamma, x, axis, "gamma"), _columns(beta, x, axis, "beta")
+    gamma, beta = _columns(gamma, x, axis, "gamma", dtype, out), _columns(beta, x, axis, "beta", dtype, out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
@@ -247,9 +248,9 @@ def layer_norm_backward(
         return result
     dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64)
-    invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64)
-    gamma = _columns(gamma, x, axis, "gamma", dtype)
+    mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64, out)
+    invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64, out)
+    gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
     dgamma, dbeta = np.zeros(x.shape[axis:]), np.zeros(x.shape[axis:])
@@ -275,7 +276,7 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
         return result
     x, axis = _array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
-    gamma = _columns(gamma, x, axis, "gamma")
+    gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
@@ -300,8 +301,8 @@ def rms_norm_backward(
         return result
     dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64)
-    gamma = _columns(gamma, x, axis, "gamma", dtype)
+    invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64, out)
+    gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
     dgamma = np.zeros(x.shape[axis:])
@@ -387,8 +388,8 @@ def instance_norm_backward(
 
 def _group_norm(x: Array, groups: int, gamma: Any, beta: Any, eps: Any, axis: int, out: Any) -> Any:
     dtype = _checks.result_dtype(x)
-    gamma = _vector(gamma, x.shape[axis], "gamma")
-    beta = _vector(beta, x.shape[axis], "beta")
+    gamma = _vector(gamma, x.shape[axis], "gamma", out)
+    beta = _vector(beta, x.shape[axis], "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_groups(x, groups, axis)
@@ -405,9 +406,9 @@ def _group_norm_backward(
     dy: Array, x: Array, mean: Any, invstd: Any, groups: int, gamma: Any, axis: int, out: Any
 ) -> Any:
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    mean = _checks.channel_vector(mean, (x.shape[0], groups), "mean", np.float64)
-    invstd = _checks.channel_vector(invstd, (x.shape[0], groups), "invstd", np.float64)
-    gamma = _vector(gamma, x.shape[axis], "gamma")
+    mean = _checks.channel_vector(mean, (x.shape[0], groups), "mean", np.float64, out)
+    invstd = _checks.channel_vector(invstd, (x.shape[0], groups), "invstd", np.float64, out)
+    gamma = _vector(gamma, x.shape[axis], "gamma", out)
     _checks.check_out(out, x.shape, dtype)
     _check_groups(x, groups, axis)
     dgamma, dbeta = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
@@ -441,19 +442,18 @@ def _gradient_and_axis(
     return dy, x, axis
 
 
-def _vector(v: Any, shape: int | tuple[int, ...], name: str) -> Array:
-    """A vector of coefficients as plain float64; gamma's 1 and beta's 0 where it is None."""
+def _vector(v: Any, shape: int | tuple[int, ...], name: str, out: Any) -> Array:
+    """A vector of coefficients as plain float64, apart from out; gamma's 1 and beta's 0 where it is None."""
     if v is None and name in ("gamma", "beta"):
         return np.full(shape, 1.0 if name == "gamma" else 0.0)
-    return _checks.channel_vector(v, shape, name, np.float64)
+    return _checks.channel_vector(v, shape, name, np.float64, out)
 
 
-def _columns(v: Any, x: Array, axis: int, name: str, dtype: np.dtype[Any] | None = None) -> Array | None:
-    """gamma or beta of a row, in the dtype that x, or the result given, is computed in."""
+def _columns(v: Any, x: Array, axis: int, name: str, dtype: np.dtype[Any], out: Any) -> Array | None:
+    """gamma or beta of a row, in the dtype that a result of `dtype` is computed in, apart from out."""
     if v is None:
         return None
-    compute = _checks.compute_dtype(_checks.result_dtype(x) if dtype is None else dtype)
-    return _checks.channel_vector(v, x.shape[axis:], name, compute)
+    return _checks.channel_vector(v, x.shape[axis:], name, _checks.compute_dtype(dtype), out)
 
 
 def _gradient_dtype(gamma: Any, x: Array) -> np.dtype[Any]:
@@ -474,7 +474,7 @@ def _check_rows(x: Array, axis: int) -> None:
 
 
 def _check_groups(x: Array, groups: int, axis: int) -> None:
-    positions = int(np.prod(x.shape[1:])) // max(x.shape[axis], 1)
+    positions = int(np.prod(x.shape[1:axis] + x.shape[axis + 1 :]))
     _checks.check_not_empty(positions * (x.shape[axis] // groups if groups else 1), x.shape, "group")
 
 
@@ -483,23 +483,23 @@ def _activation_name(activation: Any) -> str | None:
     return None if row is None else row.name
 
 
-def _result(out: Any, dtype: np.dtype[Any], *inputs: Array) -> tuple[Array, Array | None]:
-    """(the array to compute into, where to copy it afterwards): a new array where out partly overlaps an input."""
+def _result(out: Any, dtype: np.dtype[Any], *inputs: Array) -> tuple[Array, Array]:
+    """(the array to compute into, the one to return): another one where out partly overlaps an input."""
     if out is None:
-        return np.empty_like(inputs[-1], dtype), None
+        y = np.empty_like(inputs[-1], dtype, subok=False)
+        return y, y
     if any(_checks.overlaps(out, a) and not _same_view(out, a) for a in inputs):
-        return np.empty_like(out), out
-    return out, None
+        return np.empty_like(out, subok=False), out
+    return out.view(np.ndarray), out
 
 
 def _same_view(a: Array, b: Array) -> bool:
     return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
 
 
-def _delivered(y: Array, target: Array | None) -> Array:
-    if target is None:
-        return y
-    target[...] = y
+def _delivered(y: Array, target: Array) -> Array:
+    if not _checks.overlaps(y, target):
+        target[...] = y
     return target
 
 

@@ -41,6 +41,8 @@ def use_isa(name: str) -> Iterator[str]:
     >>> with fastnn.runtime.use_isa("v3"):
     ...     y = fastnn.sigmoid(x)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; it must be one of the strings {', '.join(available_isas())}")
     former = _core.set_thread_level(name)
     try:
         yield name

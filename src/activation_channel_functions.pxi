@@ -9,6 +9,7 @@ cdef struct Channels:
     Plan plan            # of x, or dy and x, and of the slope, repeated over all axes but its own
     fn_slopes slopes
     Py_ssize_t spread    # neighbouring ones that stand for one channel, whose elements are too few for a loop
+    bint turned          # the plan runs through the channels from the last to the first
     double* sums         # for dslope, (chunks, width); NULL forward
     Py_ssize_t width     # as many as the kernel has for all slopes
     fn_block space[2]    # for slopes and sums, which begin on cache lines
@@ -103,6 +104,7 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
         operand.strides[channel_axis] = 0
     if cnp.PyArray_NDIM(slope):
         operand.strides[axis] = cnp.PyArray_STRIDE(slope, 0)
+    job.turned = cnp.PyArray_NDIM(slope) > 0 and cnp.PyArray_STRIDE(y, axis) < 0
     plan.inputs += 1
     merge_axes(plan, y)
     for i in range(plan.inputs - 1):
@@ -252,7 +254,7 @@ cdef void fold_slopes(Channels* job, double* total, Py_ssize_t channels) noexcep
     while place < job.width:
         for i in range(channels):
             for j in range(beside):
-                total[i] += job.sums[place + j]
+                total[channels - 1 - i if job.turned else i] += job.sums[place + j]
             place += beside
 
 
@@ -363,7 +365,7 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray un
     job.plan.inputs = 2
     end_plan(&job.plan, units)
     job.plan.streamed = False
-    job.strided = is_native(&job.plan, split)
+    job.strided = is_native(&job.plan, split) and job.step % job.plan.itemsize == 0
     run_shares(pieces_part, job, padded(job.plan.size) // FN_LANES, &job.part,
                work(10, job.count * job.plan.size, job.plan.itemsize))
     return 0

@@ -48,7 +48,7 @@ cdef int set_rows(NormJob* job, object x, object axis, object dy, object out) no
     return number if set_operands(job, x, dy, out) else -1
 
 
-cdef ndarray column_vector(object vector, ndarray x, int axis, double missing):
+cdef ndarray column_vector(object vector, ndarray x, int axis, double missing, object out):
     """gamma or beta of x's dtype and of the shape of its axes from `axis` on; None where it needs preparation."""
     cdef int ndim = cnp.PyArray_NDIM(x) - axis
     cdef ndarray filled
@@ -56,11 +56,7 @@ cdef ndarray column_vector(object vector, ndarray x, int axis, double missing):
         filled = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(x) + axis, cnp.PyArray_TYPE(x), 0)
         fill_elements(cnp.PyArray_BYTES(filled), cnp.PyArray_SIZE(filled), missing, cnp.PyArray_ITEMSIZE(x))
         return filled
-    if (not is_plain(vector) or cnp.PyArray_TYPE(<ndarray> vector) != cnp.PyArray_TYPE(x)
-            or cnp.PyArray_NDIM(<ndarray> vector) != ndim
-            or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> vector), cnp.PyArray_DIMS(x) + axis, ndim)):
-        return None
-    return <ndarray> vector
+    return <ndarray> vector if is_vector(vector, cnp.PyArray_TYPE(x), ndim, cnp.PyArray_DIMS(x) + axis, out) else None
 
 
 cdef tuple forward_layer(object x, object gamma, object beta, object eps, object axis, object out, bint centred):
@@ -72,8 +68,8 @@ cdef tuple forward_layer(object x, object gamma, object beta, object eps, object
     if first < 0 or not set_eps(&job.eps, eps):
         return None
     if gamma is not None or beta is not None:
-        weights = column_vector(gamma, <ndarray> x, first, 1.0)
-        offsets = column_vector(beta, <ndarray> x, first, 0.0)
+        weights = column_vector(gamma, <ndarray> x, first, 1.0, out)
+        offsets = column_vector(beta, <ndarray> x, first, 0.0, out)
         if weights is None or offsets is None:
             return None
         job.weights = cnp.PyArray_BYTES(weights)
@@ -107,9 +103,9 @@ cdef tuple backward_layer(object dy, object x, object mean, object invstd, objec
     first = set_rows(&job, x, axis, dy, out)
     if first < 0:
         return None
-    weights = column_vector(gamma, <ndarray> x, first, 1.0)
-    job.invstd = statistics_like(invstd, first, cnp.PyArray_DIMS(<ndarray> x))
-    job.mean = statistics_like(mean, first, cnp.PyArray_DIMS(<ndarray> x)) if centred else NULL
+    weights = column_vector(gamma, <ndarray> x, first, 1.0, out)
+    job.invstd = statistics_like(invstd, first, cnp.PyArray_DIMS(<ndarray> x), out)
+    job.mean = statistics_like(mean, first, cnp.PyArray_DIMS(<ndarray> x), out) if centred else NULL
     if weights is None or job.invstd == NULL or (centred and job.mean == NULL):
         return None
     job.weights = cnp.PyArray_BYTES(weights)
@@ -242,8 +238,8 @@ cdef tuple backward_group(object dy, object x, object mean, object invstd, objec
         return None
     shape[0] = cnp.PyArray_DIM(<ndarray> x, 0)
     shape[1] = job.groups
-    job.mean = statistics_like(mean, 2, shape)
-    job.invstd = statistics_like(invstd, 2, shape)
+    job.mean = statistics_like(mean, 2, shape, out)
+    job.invstd = statistics_like(invstd, 2, shape, out)
     if job.mean == NULL or job.invstd == NULL:
         return None
     channels = channels_of(&job)

@@ -236,11 +236,16 @@ cdef bint read_vector(object vector, Py_ssize_t n, double missing, double* value
     return True
 
 
-cdef double* statistics_like(object array, int ndim, cnp.npy_intp* shape) noexcept:
-    """The data of a plain float64 array of that shape, or NULL."""
-    if (not is_plain(array) or cnp.PyArray_TYPE(<ndarray> array) != cnp.NPY_DOUBLE
-        or cnp.PyArray_NDIM(<ndarray> array) != ndim
-        or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)):
+cdef bint is_vector(object array, int dtype, int ndim, cnp.npy_intp* shape, object out) noexcept:
+    """Whether it is a plain array of that dtype and shape, which writing to out (None: a new array) leaves alone."""
+    return (is_plain(array) and cnp.PyArray_TYPE(<ndarray> array) == dtype and cnp.PyArray_NDIM(<ndarray> array) == ndim
+            and cnp.PyArray_CompareLists(cnp.PyArray_DIMS(<ndarray> array), shape, ndim)
+            and (out is None or not may_overlap(<ndarray> array, <ndarray> out)))
+
+
+cdef double* statistics_like(object array, int ndim, cnp.npy_intp* shape, object out) noexcept:
+    """The data of a float64 array of that shape, or NULL where it needs preparation."""
+    if not is_vector(array, cnp.NPY_DOUBLE, ndim, shape, out):
         return NULL
     return <double*> cnp.PyArray_DATA(<ndarray> array)
 
@@ -344,8 +349,8 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
             and usable_result(<ndarray> dy, out, &job.staged)):
         return None
     n = job.groups
-    job.mean = statistics_like(mean, 1, &n)
-    job.invstd = statistics_like(invstd, 1, &n)
+    job.mean = statistics_like(mean, 1, &n, out)
+    job.invstd = statistics_like(invstd, 1, &n, out)
     if job.mean == NULL or job.invstd == NULL:
         return None
     job.dy = cnp.PyArray_BYTES(<ndarray> dy)

@@ -282,6 +282,10 @@ def test_prelu_of_scalars_layouts_and_edges(isa, tmp_path):
         assert got[0] is pair[target]
         assert_same_bits(got[0], dx)
         np.testing.assert_allclose(got[1], dslope, rtol=1e-6, atol=1e-5)
+    for out in (values[::-1].copy()[::-1], values[:, ::-1].copy()[:, ::-1]):  # results that lie backwards
+        got = fn.prelu_backward(grads, values, slope, out=out)
+        assert_same_bits(got[0], dx)
+        np.testing.assert_allclose(got[1], dslope, rtol=1e-6, atol=1e-5)
     out = values.copy()
     assert fn.prelu(out, slope, out=out) is out
     assert_same_bits(out, y)
@@ -289,6 +293,19 @@ def test_prelu_of_scalars_layouts_and_edges(isa, tmp_path):
         empty = np.zeros(shape, np.float32)
         dx, dslope = fn.prelu_backward(empty, empty, np.ones(shape[1], np.float32))
         assert dx.shape == shape and np.all(dslope == 0) and dslope.shape == (shape[1],)
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_maxout_of_fields_of_records(pieces):
+    """Elements whose distance is not a multiple of their size; between them lies what must stay."""
+    records = np.zeros(pieces, [("value", np.float32), ("other", np.uint8)])
+    records["other"] = 200
+    records["value"] = np.arange(pieces)
+    y, which = fn.maxout(records["value"], pieces, 0)
+    assert y == which == pieces - 1
+    fn.maxout_backward(np.float32([7]), which, pieces, 0, out=records["value"])
+    np.testing.assert_array_equal(records["value"], [0] * (pieces - 1) + [7])
+    np.testing.assert_array_equal(records["other"], 200)
 
 
 @by_dtype

@@ -264,6 +264,23 @@ def test_out_with_any_overlap(shape, axis, dtype, activation):
         fn.batch_norm(turned, out=turned.T)
 
 
+class Tagged(np.ndarray):
+    pass
+
+
+def test_results_in_subclasses():
+    x, dy, gamma, beta = arrays((40, 70), 1, np.float32)
+    y, mean, invstd = fn.batch_norm(x, gamma, beta)
+    out = np.zeros_like(x).view(Tagged)
+    assert fn.batch_norm(x, gamma, beta, out=out)[0] is out and np.array_equal(out, y)
+    assert fn.batch_norm(x, gamma, beta, out=out.T.copy().T)[0].dtype == np.float32
+    dx = fn.batch_norm_backward(dy, x, mean, invstd, gamma)[0]
+    assert fn.batch_norm_backward(dy, x, mean, invstd, gamma, out=out)[0] is out and np.array_equal(out, dx)
+    inferred = fn.batch_norm_inference(x, mean, mean * mean, gamma, beta)
+    assert fn.batch_norm_inference(x, mean, mean * mean, gamma, beta, out=out) is out and np.array_equal(out, inferred)
+    assert type(fn.batch_norm(x.view(Tagged).T, axis=0)[0]) is np.ndarray
+
+
 def test_integers_and_bools_are_taken_as_float64():
     x = np.arange(24).reshape(8, 3) % 5
     for a in (x, x > 2, x.astype(np.uint8)):

@@ -174,7 +174,23 @@ def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_bad_arguments() -> None:
     assert cli.run(arguments("--only", "swish"), reference) == 2
-    assert cli.run(arguments("--threads", "0"), reference) == 2
+    for option, value in (("--threads", "0"), ("--budget", "0"), ("--budget", "nan"), ("--max-elements", "-1")):
+        with pytest.raises(SystemExit, match="2"):
+            arguments(option, value)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said at once, not after the measurements."""
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    for option, path, says in (
+        ("--load", tmp_path / "none.json", "No such file"),
+        ("--load", bad, "no measurements"),
+        ("--json", tmp_path / "none" / "a.json", "cannot be written"),
+        ("--html", tmp_path, "cannot be written"),
+    ):
+        assert cli.run(arguments(option, str(path)), reference) == 2
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")  # peers may warn about themselves

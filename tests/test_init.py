@@ -231,3 +231,11 @@ def test_the_reference_is_the_same_object():
     for name in init.__all__:
         assert getattr(reference, name) is getattr(init, name)
     assert reference.__all__ == init.__all__
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: init.he_normal((99, 512), dtype="f2", rng=0), lambda: init.constant(2, 1e-50)]
+)
+def test_rounding_to_subnormals_is_no_error(call):
+    with np.errstate(all="raise"):
+        call()

@@ -114,6 +114,9 @@ def test_use_isa_holds_for_the_block_and_the_thread():
                 assert fn.runtime.isa() == fn.runtime.available_isas()[0]
             assert fn.runtime.isa() == name
     assert fn.runtime.isa() == before
+    for name in (None, 3):
+        with pytest.raises(TypeError, match="one of the strings"), fn.runtime.use_isa(name):
+            pass
     with pytest.raises(KeyError), fn.runtime.use_isa(fn.runtime.available_isas()[0]):
         raise KeyError
     assert fn.runtime.isa() == before

@@ -147,6 +147,47 @@ def test_any_layout_and_any_out(what, shape, gamma_shape, rest, dtype):
             assert np.array_equal(place, expected[3])
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (64, 40), (400, 300), (6, 8, 9)])
+@pytest.mark.parametrize("what", [layer, rms, group, instance])
+def test_results_over_gamma_and_statistics(what, shape):
+    """The vectors that a call reads may share memory with its result, too."""
+    if len(shape) < 3 and what in (group, instance):
+        shape = (*shape, 5)
+    rng = np.random.default_rng(3)
+    x, dy = rng.normal(size=(2, *shape))
+    rows = {layer: shape[:-1], rms: shape[:-1], group: (shape[0], 2), instance: shape[:2]}[what]
+    width = shape[-1] if what in (layer, rms) else shape[1]
+    gamma, beta = rng.normal(size=(2, width))
+    want = what(fn, x, gamma, beta, dy)
+    memory = np.empty(shape)
+
+    def held(values):
+        place = memory.reshape(-1)[-values.size :].reshape(values.shape)
+        place[...] = values
+        return place
+
+    assert close(what(fn, x, held(gamma), beta, out=memory)[0], want[0], np.float64)
+    count = 2 if what is rms else 3  # of y and the statistics
+    backward = getattr(fn, f"{what.__name__}_norm_backward")
+    groups = {"groups": 2} if what is group else {}
+    for i in range(1, count):
+        statistics = list(want[1:count])
+        assert statistics[i - 1].shape == rows
+        statistics[i - 1] = held(statistics[i - 1])
+        for got, exact in zip(
+            backward(dy, x, *statistics, gamma=gamma, **groups, out=memory), want[count:], strict=True
+        ):
+            assert close(got, exact, np.float64)
+
+
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_no_channels_give_empty_results(functions):
+    x = np.zeros((2, 0, 3))
+    y, mean, invstd = functions.instance_norm(x)
+    assert (y.shape, mean.shape, invstd.shape) == ((2, 0, 3), (2, 0), (2, 0))
+    assert [a.shape for a in functions.instance_norm_backward(x, x, mean, invstd)] == [(2, 0, 3), (0,), (0,)]
+
+
 @pytest.mark.parametrize("isa", runtime.available_isas())
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("ratio", [0, 1, 100, 1e4])

@@ -26,20 +26,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", action="append", choices=sorted(PEERS), help="compare with this one; may be repeated")
     parser.add_argument("--direction", choices=("forward", "backward"), help="only this direction")
     parser.add_argument("--dtype", action="append", choices=("float16", "float32", "float64"), help="may be repeated")
-    parser.add_argument("--threads", action="append", type=int, metavar="N", help="may be repeated; default: 1 and all")
+    parser.add_argument(
+        "--threads", action="append", type=_count, metavar="N", help="may be repeated; default: 1 and all"
+    )
     parser.add_argument(
         "--output",
         action="append",
         choices=("out", "fresh", "inplace"),
         help="where results go: a preallocated array, a fresh one or over the input; default: the first two",
     )
-    parser.add_argument("--max-elements", type=int, metavar="N", help="leave out larger arrays")
-    parser.add_argument("--budget", type=float, metavar="S", help="seconds for each peer in each cell")
+    parser.add_argument("--max-elements", type=_count, metavar="N", help="leave out larger arrays")
+    parser.add_argument("--budget", type=_seconds, metavar="S", help="seconds for each peer in each cell")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and tables")
     parser.add_argument(
         "--load", type=Path, nargs="+", metavar="FILE", help="report saved measurements, measure nothing"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return number
 
 
 def plan_from(args: argparse.Namespace) -> Plan:
@@ -56,8 +74,6 @@ def plan_from(args: argparse.Namespace) -> Plan:
     selected.sort(key=lambda case: (case.op.kind != "map", case.shape if case.op.kind == "map" else (), case.dtype))
     most = fastnn.runtime.num_threads()
     threads = args.threads or ([1] if args.quick or most == 1 else [1, most])
-    if min(threads) < 1:
-        raise ValueError(f"--threads must be at least 1, not {min(threads)}")
     budget = args.budget or (0.012 if args.quick else 0.25)
     return Plan(selected, list(dict.fromkeys(threads)), budget, 12 if args.quick else 40)
 
@@ -87,14 +103,15 @@ def measure(runner: Runner, plan: Plan) -> list[Row]:
 
 def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
     """Measure or load, report, and return the exit code: 0 also where fastnn loses, 1 where it computes wrongly."""
-    if args.load:
-        rows, about = report.load_json(args.load)
-    else:
-        try:
-            plan = plan_from(args)
-        except ValueError as error:
-            print(f"fastnn bench: {error}", file=sys.stderr)
-            return 2
+    try:
+        for path in filter(None, (args.json, args.html)):
+            report.check_writable(path)
+        plan = None if args.load else plan_from(args)
+        rows, about = report.load_json(args.load) if args.load else ([], {})
+    except (OSError, ValueError) as error:
+        print(f"fastnn bench: {error}", file=sys.stderr)
+        return 2
+    if plan:
         with Runner(choose_peers(args), module) as runner:
             rows = measure(runner, plan)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -145,15 +146,23 @@ def save_json(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
     path.write_text(json.dumps({**about, "rows": [row_to_json(row) for row in rows]}, indent=1) + "\n")
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError where no file can be written: better before the measurements than after them."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OSError(f"{path} cannot be written")
+
+
 def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
     """Rows of several files; where two measure the same cell with the same peers' set, the later file wins."""
     merged: dict[tuple[Any, ...], Row] = {}
     about: dict[str, Any] = {}
     for path in paths:
-        content = json.loads(Path(path).read_text())
-        for value in content.pop("rows"):
-            row = row_from_json(value)
-            merged[row.key] = row
+        try:
+            content = json.loads(Path(path).read_text())
+            rows = [row_from_json(value) for value in content.pop("rows")]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} holds no measurements as --json writes them ({error!r})") from error
+        merged.update((row.key, row) for row in rows)
         about.update(content)
     return list(merged.values()), about
 
