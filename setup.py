@@ -35,7 +35,7 @@ FLAGS = [
 # gcc alone: order and unroll the loops' instructions for their latencies (sigmoid and tanh gain 8 %), and keep three
 # passes from moving a select's arms about, which costs softsign and selu a sixth. Loops of up to 54 instructions are
 # unrolled twice: the processor's window is too short to overlap their iterations by itself; the longest would spill.
-# The shortest are unrolled four times at most: longer turns of reading one array, then another, slow memory by a quarter.
+# The shortest are unrolled four times at most: longer turns of reading one array, then another, slow memory down.
 LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
 UNROLLING = {"max-unroll-times": 4, "max-average-unrolled-insns": 108, "max-unrolled-insns": 240}
 LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
