@@ -47,6 +47,11 @@ cdef int gelu_row(object approximate) except -1:
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
+cdef enum:
+    # of the elements that the column form takes together: half of a usual L2 cache, less where they are staged, too
+    SIDE_BYTES = 1 << 19
+    STAGED_SIDE_BYTES = 1 << 14
+
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
     fn_rows kernel
@@ -54,7 +59,7 @@ cdef struct Rows:
     double* losses
     double share
     Py_ssize_t length    # elements of a row
-    Py_ssize_t width     # rows that the kernel takes together: 1 in its row form, FN_LANES in its column form
+    Py_ssize_t width     # rows that the kernel takes together: 1 in its row form
     Py_ssize_t lanes     # rows along their axis
     Py_ssize_t tiles     # of `width` rows along their axis
     Py_ssize_t count     # of all tiles
@@ -73,14 +78,14 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t steps[3]
     cdef char* scratch = blocks[3].bytes
     cdef char* heap = NULL
-    cdef Py_ssize_t labels[FN_LANES]
-    cdef double losses[FN_LANES]
+    cdef Py_ssize_t labels[FN_SIDE]
+    cdef double losses[FN_SIDE]
     cdef fn_loss loss
     cdef Operand* operand
     # in the row form, what must be there before the row
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.width == 1 else 0
     cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
-    cdef Py_ssize_t tile, first, count
+    cdef Py_ssize_t tile, first, count, width
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
@@ -96,23 +101,25 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)
+        width = 1 if rows.width == 1 else padded(count)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
             places[i] = place_at(plan, operand, tile // rows.tiles, plan.ndim - 2) + first * operand.strides[plan.ndim - 2]
             used[i] = places[i]
             steps[i] = operand.strides[plan.ndim - 1] // plan.itemsize
-            if not operand.direct or count < rows.width:
+            if not operand.direct or count < width:
                 used[i] = tiles[i]
-                steps[i] = rows.width
+                steps[i] = width
                 if i <= other:
-                    move_tile(rows, operand, places[i], count, tiles[i], scratch, True)
+                    move_tile(rows, operand, places[i], count, tiles[i], width, scratch, True)
                     move_run(tiles[i] - before, plan.itemsize, tiles[i], 0, before // plan.itemsize, plan.itemsize, False)
         if rows.labels != NULL:
             memset(labels, 0, sizeof(labels))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
-        rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, &loss)
+        rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
+                    &loss)
         if used[2] == tiles[2]:
-            move_tile(rows, &plan.result, places[2], count, tiles[2], scratch, False)
+            move_tile(rows, &plan.result, places[2], count, tiles[2], width, scratch, False)
         if rows.labels != NULL:
             memcpy(rows.losses + first, losses, count * sizeof(double))
     free(heap)
@@ -122,29 +129,30 @@ cdef bint all_direct(const Plan* plan) noexcept nogil:
     return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
 
 
-cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, char* scratch,
-                    bint gather) noexcept nogil:
+cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, Py_ssize_t width,
+                    char* scratch, bint gather) noexcept nogil:
     """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing are zero."""
     cdef const Plan* plan = &rows.plan
-    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * rows.width, step = rows.width * size
+    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * width, step = width * size, done = 0
     cdef Py_ssize_t across = array.strides[plan.ndim - 2], along = array.strides[plan.ndim - 1]
     cdef char* block = scratch if array.half else tile
     cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
-    if count == FN_LANES and array.contiguous:
-        if gather:
-            plan.level.to_columns[dtype](place, across // size, tile, rows.length)
-        else:
-            plan.level.from_columns[dtype](tile, place, across // size, rows.length)
-        return
     if array.half and not gather:
         plan.level.single_to_half(tile, block, padded(total))
-    if gather and count < rows.width:
+    if gather and count < width:
         memset(block, 0, total * size)
-    if across == size and rows.width > 1:
+    if array.contiguous:
+        done = count & -FN_LANES
+        for i in range(0, done, 16):
+            if gather:
+                plan.level.to_columns[dtype](place + i * across, across // size, tile + i * size, width, rows.length)
+            else:
+                plan.level.from_columns[dtype](tile + i * size, width, place + i * across, across // size, rows.length)
+    if across == size and count >= FN_LANES // 2:
         for i in range(rows.length):
             move(block + i * step, size, place + i * along, size, count, array, gather)
     else:
-        for i in range(count):
+        for i in range(done, count):
             move(block + i * size, step, place + i * across, along, rows.length, array, gather)
     if array.half and gather:
         plan.level.half_to_single(block, tile, padded(total))
@@ -164,8 +172,8 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     cdef Operand* operands[3]
     cdef Py_ssize_t row_stride[3]
     cdef Py_ssize_t stride
-    cdef int i, j, axis, best = 0, last
-    cdef bint runs_on
+    cdef int i, axis, best = 0, last
+    cdef bint runs_on, by_row
     if plan.size == 0:
         return False
     operands[0], operands[plan.inputs - 1], operands[plan.inputs] = &plan.source[0], &plan.source[plan.inputs - 1], &plan.result
@@ -208,21 +216,31 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     rows.lanes = plan.shape[last]
     plan.shape[last + 1] = rows.length
     plan.ndim += 1
-    rows.width = FN_LANES
-    if rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last])):
-        rows.width = 1
-    rows.tiles = (rows.lanes + rows.width - 1) // rows.width
-    rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
+    by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last]))
     for i in range(plan.inputs + 1):
         operands[i].contiguous = is_native(plan, operands[i]) and row_stride[i] == plan.itemsize  # row by row
         operands[i].direct = operands[i].contiguous and rows.length >= FN_GROUP
-        if rows.width > 1:
+        if not by_row:
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    rows.kernel = plan.level.rows[FN_ROW_FORM if rows.width == 1 else FN_COLUMN_FORM][kind][direction][
+    rows.width = 1 if by_row else rows_side_by_side(rows)
+    rows.tiles = (rows.lanes + rows.width - 1) // rows.width
+    rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
+    rows.kernel = plan.level.rows[FN_ROW_FORM if by_row else FN_COLUMN_FORM][kind][direction][
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     rows.out_of_memory = False
     return True
+
+
+cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
+    """How many the column form takes together: as many as fit the cache, but not so many that a thread has nothing to do."""
+    cdef const Plan* plan = &rows.plan
+    cdef Py_ssize_t nbytes = SIDE_BYTES if all_direct(plan) else STAGED_SIDE_BYTES
+    cdef int threads = current_threads()
+    cdef Py_ssize_t most = min(rows.lanes, nbytes // (rows.length * plan.itemsize), <Py_ssize_t> FN_SIDE)
+    if threads > 1:
+        most = min(most, plan.size // (rows.length * SHARES * threads))
+    return max(most & -FN_LANES, <Py_ssize_t> FN_LANES)
 
 
 cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:

@@ -22,17 +22,17 @@ typedef void *restrict fn_out;
 /* forward: a = x, b unused; backward: a = dy, b = saved. Both dtypes take their parameters as double and round them. */
 typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *params);
 
-/* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of groups (see
- * activation_row_loops.pxi.tp), or FN_LANES rows side by side, element j of all of them at j times the operand's step. The
- * scratch holds as many elements. */
-enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64 };
+/* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of whole vectors (see
+ * activation_row_loops.pxi.tp), or `width` rows side by side, a multiple of FN_LANES and FN_SIDE at most, element j of all of
+ * them at j times the operand's step. The scratch holds as many elements. */
+enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_SIDE = 256 };
 typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */
     double share;            /* factor of the gradient */
 } fn_loss;
 typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn_out y, ptrdiff_t y_step, fn_out scratch,
-                        ptrdiff_t n, const fn_loss *loss);
+                        ptrdiff_t n, ptrdiff_t width, const fn_loss *loss);
 
 /* prelu's slopes: each goes with `inner` elements side by side, and after `count` of them they come again. The loops of prelu
  * and maxout take any number of elements; see activation_channel_loops.pxi.tp. */
@@ -96,8 +96,9 @@ typedef struct {
     const char *name;
     fn_map map[FN_ROWS][2][2]; /* [row][direction] */
     fn_rows rows[2][3][2][2];  /* [form][FN_SOFTMAX, ...][direction] */
-    void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t n); /* between rows `step` apart and columns */
-    void (*from_columns[2])(fn_in tile, fn_out y, ptrdiff_t step, ptrdiff_t n);
+    /* between FN_LANES rows `step` apart and columns of a tile `width` wide */
+    void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t width, ptrdiff_t n);
+    void (*from_columns[2])(fn_in tile, ptrdiff_t width, fn_out y, ptrdiff_t step, ptrdiff_t n);
     void (*prelu[2][2])(fn_in x, const fn_slopes *slopes, fn_out y, ptrdiff_t first, ptrdiff_t n); /* [inner > 1] */
     void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes *slopes, fn_out dx, fn_out sums, ptrdiff_t first,
                                  ptrdiff_t n);

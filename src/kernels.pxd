@@ -21,6 +21,7 @@ cdef extern from "kernels.h" nogil:
         FN_ROW_FORM
         FN_COLUMN_FORM
         FN_GROUP
+        FN_SIDE
 
     ctypedef const void* fn_in
     ctypedef void* fn_out
@@ -31,7 +32,7 @@ cdef extern from "kernels.h" nogil:
         double* losses
         double share
     ctypedef void (*fn_rows)(fn_in a, Py_ssize_t a_step, fn_in b, Py_ssize_t b_step, fn_out y, Py_ssize_t y_step,
-                             fn_out scratch, Py_ssize_t n, const fn_loss* loss) noexcept nogil
+                             fn_out scratch, Py_ssize_t n, Py_ssize_t width, const fn_loss* loss) noexcept nogil
 
     ctypedef struct fn_slopes:
         const void* slopes
@@ -97,8 +98,8 @@ cdef extern from "kernels.h" nogil:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
         fn_rows rows[2][3][2][2]
-        void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t n) noexcept nogil
-        void (*from_columns[2])(fn_in tile, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil
+        void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t width, Py_ssize_t n) noexcept nogil
+        void (*from_columns[2])(fn_in tile, Py_ssize_t width, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil
         void (*prelu[2][2])(fn_in x, const fn_slopes* slopes, fn_out y, Py_ssize_t first, Py_ssize_t n) noexcept nogil
         void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes* slopes, fn_out dx, fn_out sums, Py_ssize_t first,
                                      Py_ssize_t n) noexcept nogil
