@@ -48,9 +48,10 @@ cdef int gelu_row(object approximate) except -1:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 cdef enum:
-    # of the elements that the column form takes together: half of a usual L2 cache, less where they are staged, too
-    SIDE_BYTES = 1 << 19
-    STAGED_SIDE_BYTES = 1 << 14
+    # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too
+    PANEL_BYTES = 1 << 19
+    STAGED_PANEL_BYTES = 1 << 14
+    MOST_SIDE_BY_SIDE = 512  # floats of FN_SIDE_BYTES
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -61,7 +62,8 @@ cdef struct Rows:
     Py_ssize_t length    # elements of a row
     Py_ssize_t width     # rows that the kernel takes together: 1 in its row form
     Py_ssize_t lanes     # rows along their axis
-    Py_ssize_t tiles     # of `width` rows along their axis
+    Py_ssize_t head      # rows along their axis before the first tile of `width`: a tile of their own
+    Py_ssize_t tiles     # along their axis
     Py_ssize_t count     # of all tiles
     Py_ssize_t part      # tiles a thread takes
     bint out_of_memory
@@ -78,14 +80,14 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t steps[3]
     cdef char* scratch = blocks[3].bytes
     cdef char* heap = NULL
-    cdef Py_ssize_t labels[FN_SIDE]
-    cdef double losses[FN_SIDE]
+    cdef Py_ssize_t labels[MOST_SIDE_BY_SIDE]
+    cdef double losses[MOST_SIDE_BY_SIDE]
     cdef fn_loss loss
     cdef Operand* operand
     # in the row form, what must be there before the row
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.width == 1 else 0
     cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
-    cdef Py_ssize_t tile, first, count, width
+    cdef Py_ssize_t tile, first, count, width, before_first = rows.width - rows.head if rows.head else 0
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
@@ -99,8 +101,8 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         for i in range(3):
             tiles[i] = scratch + (i + 1) * nbytes
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
-        first = tile % rows.tiles * rows.width
-        count = min(rows.width, rows.lanes - first)
+        first = max(tile % rows.tiles * rows.width - before_first, <Py_ssize_t> 0)
+        count = rows.head if rows.head and tile % rows.tiles == 0 else min(rows.width, rows.lanes - first)
         width = 1 if rows.width == 1 else padded(count)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
@@ -224,7 +226,10 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
     rows.width = 1 if by_row else rows_side_by_side(rows)
-    rows.tiles = (rows.lanes + rows.width - 1) // rows.width
+    rows.head = 0
+    if rows.lanes >= 4 * rows.width and all_direct(plan) and not by_row:
+        rows.head = before_line(plan.result.data, rows.lanes, plan.itemsize)
+    rows.tiles = (rows.lanes - rows.head + rows.width - 1) // rows.width + (rows.head > 0)
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
     rows.kernel = plan.level.rows[FN_ROW_FORM if by_row else FN_COLUMN_FORM][kind][direction][
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
@@ -235,9 +240,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
 cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
     """How many the column form takes together: as many as fit the cache, but not so many that a thread has nothing to do."""
     cdef const Plan* plan = &rows.plan
-    cdef Py_ssize_t nbytes = SIDE_BYTES if all_direct(plan) else STAGED_SIDE_BYTES
+    cdef Py_ssize_t nbytes = PANEL_BYTES if all_direct(plan) else STAGED_PANEL_BYTES
     cdef int threads = current_threads()
-    cdef Py_ssize_t most = min(rows.lanes, nbytes // (rows.length * plan.itemsize), <Py_ssize_t> FN_SIDE)
+    cdef Py_ssize_t most = min(rows.lanes, min(<Py_ssize_t> FN_SIDE_BYTES, nbytes // rows.length) // plan.itemsize)
     if threads > 1:
         most = min(most, plan.size // (rows.length * SHARES * threads))
     return max(most & -FN_LANES, <Py_ssize_t> FN_LANES)

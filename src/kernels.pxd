@@ -21,7 +21,7 @@ cdef extern from "kernels.h" nogil:
         FN_ROW_FORM
         FN_COLUMN_FORM
         FN_GROUP
-        FN_SIDE
+        FN_SIDE_BYTES
 
     ctypedef const void* fn_in
     ctypedef void* fn_out
