@@ -51,7 +51,7 @@ cdef enum:
     # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too
     PANEL_BYTES = 1 << 19
     STAGED_PANEL_BYTES = 1 << 14
-    MOST_SIDE_BY_SIDE = 512  # floats of FN_SIDE_BYTES
+    MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows

@@ -25,7 +25,7 @@ typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *pa
 /* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of whole vectors (see
  * activation_row_loops.pxi.tp), or `width` rows side by side, a multiple of FN_LANES of at most FN_SIDE_BYTES, element j of all of
  * them at j times the operand's step. The scratch holds as many elements. */
-enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_SIDE_BYTES = 2048 };
+enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_SIDE_BYTES = 1024 };
 typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */

@@ -123,6 +123,43 @@ def test_softmax_bits_do_not_depend_on_the_axis_or_the_rows_around(isa):
         assert_same_bits(fn.softmax(x[row]), y[row])
 
 
+@pytest.mark.parametrize("length", [1, 3, 15, 16, 17, 63, 64, 65, 79, 80, 129, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_side_by_side_have_the_bits_of_single_rows(length, dtype, isa, threads):
+    """Panels of every width, with heads and tails; among the rows some that exp alone cannot do and some that one entry dominates."""
+    for count in (9, 49, 300, 1100):
+        x, dy = logits((2, length, count), dtype), logits((2, length, count), dtype, 1)
+        if count == 300:
+            x[0, 0, 5], x[1, :, 7], x[0, -1, 8] = 1000, -1e4, -np.inf
+            x[1, 0, ::3] += 30
+        shifted = np.empty(x.size + 3, dtype)[3:].reshape(x.shape)
+        for name in ("softmax", "log_softmax"):
+            forward, backward = getattr(fn, name), getattr(fn, name + "_backward")
+            y = forward(x, 1)
+            dx = backward(dy, y, 1)
+            assert_same_bits(forward(x, 1, out=shifted), y)
+            assert_same_bits(backward(dy, y, 1, out=shifted), dx)
+            for column in (0, 3, 4, 5, 7, 8, 47, 48, 255, 256, count - 1):
+                if column < count:
+                    row = np.ascontiguousarray(x[1, :, column])
+                    assert_same_bits(forward(row), y[1, :, column])
+                    assert_same_bits(backward(dy[1, :, column].copy(), y[1, :, column].copy()), dx[1, :, column])
+            assert_same_bits(forward(np.moveaxis(x, 1, 2).copy()), np.moveaxis(y, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("length", [2, 3, 21, 63, 64, 100])
+def test_log_softmax_keeps_four_ulp_where_one_entry_dominates(length, dtype, isa):
+    x = np.random.default_rng(6).normal(0, 2, (length, 600)).astype(dtype)
+    x[0] += np.linspace(0, 36, 600, dtype=dtype)
+    shifted = x.astype(np.longdouble) - x.max(0)
+    others = np.exp(shifted)
+    np.put_along_axis(others, x.argmax(0)[np.newaxis], 0, 0)
+    rest = others.sum(0)
+    for name, exact in (("softmax", np.exp(shifted) / (1 + rest)), ("log_softmax", shifted - np.log1p(rest))):
+        assert_ulp(getattr(fn, name)(x, 0), exact.astype(np.float64), 4.0, x)
+
+
 def test_softmax_in_place_and_overlapping(isa):
     x = logits((40, 23), np.float32)
     for axis in (0, 1):
