@@ -116,7 +116,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
                     move_tile(rows, operand, places[i], count, tiles[i], width, scratch, True)
                     move_run(tiles[i] - before, plan.itemsize, tiles[i], 0, before // plan.itemsize, plan.itemsize, False)
         if rows.labels != NULL:
-            memset(labels, 0, sizeof(labels))
+            memset(labels, 0, width * sizeof(Py_ssize_t))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &loss)
