@@ -62,8 +62,7 @@ cdef struct Rows:
     Py_ssize_t length    # elements of a row
     Py_ssize_t width     # rows that the kernel takes together: 1 in its row form
     Py_ssize_t lanes     # rows along their axis
-    Py_ssize_t head      # rows along their axis before the first tile of `width`: a tile of their own
-    Py_ssize_t tiles     # along their axis
+    Py_ssize_t tiles     # of `width` rows along their axis
     Py_ssize_t count     # of all tiles
     Py_ssize_t part      # tiles a thread takes
     bint out_of_memory
@@ -87,7 +86,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     # in the row form, what must be there before the row
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.width == 1 else 0
     cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
-    cdef Py_ssize_t tile, first, count, width, before_first = rows.width - rows.head if rows.head else 0
+    cdef Py_ssize_t tile, first, count, width
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
@@ -101,8 +100,8 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         for i in range(3):
             tiles[i] = scratch + (i + 1) * nbytes
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
-        first = max(tile % rows.tiles * rows.width - before_first, <Py_ssize_t> 0)
-        count = rows.head if rows.head and tile % rows.tiles == 0 else min(rows.width, rows.lanes - first)
+        first = tile % rows.tiles * rows.width
+        count = min(rows.width, rows.lanes - first)
         width = 1 if rows.width == 1 else padded(count)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
@@ -226,10 +225,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
     rows.width = 1 if by_row else rows_side_by_side(rows)
-    rows.head = 0
-    if rows.lanes >= 4 * rows.width and all_direct(plan) and not by_row:
-        rows.head = before_line(plan.result.data, rows.lanes, plan.itemsize)
-    rows.tiles = (rows.lanes - rows.head + rows.width - 1) // rows.width + (rows.head > 0)
+    rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
     rows.kernel = plan.level.rows[FN_ROW_FORM if by_row else FN_COLUMN_FORM][kind][direction][
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]

@@ -126,7 +126,7 @@ def test_softmax_bits_do_not_depend_on_the_axis_or_the_rows_around(isa):
 @pytest.mark.parametrize("length", [1, 3, 15, 16, 17, 63, 64, 65, 79, 80, 129, 200])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rows_side_by_side_have_the_bits_of_single_rows(length, dtype, isa, threads):
-    """Panels of every width, with heads and tails; some rows exp alone cannot do, some are dominated by one entry."""
+    """Panels of every width, with tails; some rows exp alone cannot do, some are dominated by one entry."""
     for count in (9, 49, 300, 1100):
         x, dy = logits((2, length, count), dtype), logits((2, length, count), dtype, 1)
         if count == 300:
