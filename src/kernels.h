@@ -56,6 +56,9 @@ typedef struct {
     void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
     int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k, ptrdiff_t width,
                      double count, int centred, ptrdiff_t n, fn_out linear, fn_out gradients, fn_out doubtful);
+    int64_t (*group_forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
+                           ptrdiff_t width, double count, int centred, ptrdiff_t sets, ptrdiff_t channels, fn_out linear,
+                           fn_out gradients, fn_out doubtful);
     /* sets */
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);

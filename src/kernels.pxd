@@ -53,6 +53,9 @@ cdef extern from "kernels.h" nogil:
         int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
                          Py_ssize_t width, double count, bint centred, Py_ssize_t n, fn_out linear, fn_out gradients,
                          fn_out doubtful) noexcept nogil
+        int64_t (*group_forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
+                               Py_ssize_t width, double count, bint centred, Py_ssize_t sets, Py_ssize_t channels,
+                               fn_out linear, fn_out gradients, fn_out doubtful) noexcept nogil
         void (*sums)(fn_in x, const fn_sets* shape, fn_in shift, fn_out sums, fn_out squares) noexcept nogil
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil

@@ -99,14 +99,15 @@ cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexc
 cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count, const double* mean,
                              const double* invstd) noexcept nogil:
     """The coefficients of the pieces of `count` sets; with gamma 1 and beta 0 where they are arrays."""
-    cdef Py_ssize_t i, channel = first % job.groups * job.channels
+    cdef Py_ssize_t number, i, channel = first % job.groups * job.channels
     if job.channels == 0:
         job.loops.coefficients(mean, invstd, ones, zeros, count, chunk.k, chunk.width)
         return
     if job.channels > 1:
-        for i in range(count * job.channels):
-            chunk.piece_mean[i] = mean[i // job.channels]
-            chunk.piece_invstd[i] = invstd[i // job.channels]
+        for number in range(count):
+            for i in range(number * job.channels, (number + 1) * job.channels):
+                chunk.piece_mean[i] = mean[number]
+                chunk.piece_invstd[i] = invstd[number]
         mean = chunk.piece_mean
         invstd = chunk.piece_invstd
     job.loops.coefficients(mean, invstd, job.gamma + channel, job.beta + channel, count * job.channels, chunk.k,
@@ -308,54 +309,15 @@ cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
     cdef const double* invstd = job.invstd + first
     cdef const double* gamma = ones
-    cdef Py_ssize_t width = chunk.width
+    cdef const double* products = chunk.sums + chunk.width
+    cdef const double* squares = products + chunk.width
     if job.channels:
         gamma = job.gamma + first % job.groups * job.channels
     if job.channels < 2:
-        return job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, mean, invstd, gamma, chunk.k,
-                               width, job.count, job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
-    # as if every piece were a set: right for the gradients
-    job.loops.forms(chunk.sums, chunk.sums + width, chunk.sums + 2 * width, chunk.piece_mean, chunk.piece_invstd, gamma,
-                    chunk.k, width, job.count, job.centred, count * job.channels, chunk.linear, chunk.gradients,
-                    chunk.doubtful)
-    if job.itemsize == 4:
-        return set_forms(job, chunk, count, mean, invstd, gamma, <float> 0)
-    return set_forms(job, chunk, count, mean, invstd, gamma, <double> 0)
-
-
-ctypedef fused norm_real:
-    float
-    double
-
-cdef bint set_forms(const NormJob* job, Chunk* chunk, Py_ssize_t count, const double* mean, const double* invstd,
-                    const double* gamma, norm_real example) noexcept nogil:
-    """The linear forms of sets of several pieces, from their sums weighted with gamma."""
-    cdef double sums[3 * TOGETHER]
-    cdef double gradients[2 * TOGETHER]
-    cdef norm_real k[COEFFICIENTS * TOGETHER]
-    cdef norm_real form[3 * TOGETHER]
-    cdef const norm_real* piece_k = <const norm_real*> chunk.k
-    cdef norm_real* linear = <norm_real*> chunk.linear
-    cdef Py_ssize_t i, number, piece, width = chunk.width
-    cdef bint result
-    memset(sums, 0, sizeof(sums))
-    memset(k, 0, sizeof(k))
-    for number in range(count):
-        piece = number * job.channels
-        for i in range(COEFFICIENTS):
-            k[i * TOGETHER + number] = piece_k[i * width + piece]
-        for piece in range(piece, piece + job.channels):
-            sums[number] += gamma[piece] * chunk.sums[piece]
-            sums[TOGETHER + number] += gamma[piece] * chunk.sums[width + piece]
-            sums[2 * TOGETHER + number] += gamma[piece] * gamma[piece] * chunk.sums[2 * width + piece]
-    result = job.loops.forms(sums, sums + TOGETHER, sums + 2 * TOGETHER, mean, invstd, ones, k, TOGETHER, job.count,
-                             job.centred, count, form, gradients, chunk.doubtful) != 0
-    for number in range(count):
-        for piece in range(number * job.channels, (number + 1) * job.channels):
-            linear[piece] = <norm_real> (form[number] * gamma[piece])
-            linear[width + piece] = form[TOGETHER + number]
-            linear[2 * width + piece] = form[2 * TOGETHER + number]
-    return result
+        return job.loops.forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
+                               job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
+    return job.loops.group_forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
+                                 job.centred, count, job.channels, chunk.linear, chunk.gradients, chunk.doubtful) != 0
 
 
 cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
