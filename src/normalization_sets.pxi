@@ -12,6 +12,7 @@ cdef enum:
     OVERLAPPED = 2048        # least values of a set that is summed while another is written
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
+    ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice
 
@@ -463,7 +464,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here.
     With 0 channels gamma and beta belong to the elements.
     """
-    cdef Py_ssize_t samples = sets // groups
+    cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 else 1
     job.by_set = True
     job.sets = sets
     job.groups = groups
@@ -474,9 +475,8 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.runs = runs
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
-    job.most = max(<Py_ssize_t> 1, min(TOGETHER // max(channels, <Py_ssize_t> 1),
-                                       TOGETHER_VALUES // (runs * job.shape.n)))
-    job.block = max((samples + SET_BLOCKS - 1) // SET_BLOCKS, SLICE_VALUES // (groups * runs * job.shape.n))
+    job.most = max(least, min(TOGETHER // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
+    job.block = max(max(least, (samples + SET_BLOCKS - 1) // SET_BLOCKS), SLICE_VALUES // (groups * runs * job.shape.n))
     job.blocks = (samples + job.block - 1) // job.block
     job.slices = 1 if channels == 0 else max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups),
                                                                 groups * runs * job.shape.n // SLICE_VALUES))
