@@ -54,10 +54,7 @@ static inline void fn_move_f32(const float *lanes, double *eight)
     memcpy(eight, &sum, sizeof(sum));
 }
 
-/* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
- * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
- * with the last whole row of lanes does not count. In explicit vectors, those of the machine, because gcc would keep the
- * sums of the loop in memory, which takes longer than a short run does. */
+/* 16 lanes of float in the vectors of the machine */
 #if defined(__AVX512F__)
 enum { FN_VECTOR_BYTES = 64 };
 #elif defined(__AVX__)
@@ -77,6 +74,10 @@ static inline void fn_widen_eight(const fn_floats *lanes, double *eight)
         eight[j] = (double)narrow[j] + (double)narrow[j + 8];
 }
 
+/* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
+ * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
+ * with the last whole row of lanes does not count. Explicit vectors, because gcc would keep the sums of the loop in memory,
+ * which takes longer than a short run does. */
 static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n, float scale, float centre,
                                     double *eights, ptrdiff_t apart)
 {
