@@ -41,16 +41,29 @@ static inline void fn_move_f64(const double *lanes, double *eight)
     memcpy(eight, &sum, sizeof(sum));
 }
 
+/* 16 lanes of float added up to 8 of double */
+static inline void fn_fold_f32(const void *lanes, double *eight)
+{
+    fn_float16 narrow;
+    fn_double16 wide;
+    fn_double8 half[2];
+    memcpy(&narrow, lanes, sizeof(narrow));
+    wide = __builtin_convertvector(narrow, fn_double16);
+    memcpy(half, &wide, sizeof(half));
+    half[0] += half[1];
+    memcpy(eight, half, sizeof(half[0]));
+}
+
 static inline void fn_move_f32(const float *lanes, double *eight)
 {
     fn_float16 part[2];
-    fn_double16 wide;
-    fn_double8 half[2], sum;
-    memcpy(part, lanes, sizeof(part));
+    fn_double8 sum, more;
     memcpy(&sum, eight, sizeof(sum));
-    wide = __builtin_convertvector(part[0] + part[1], fn_double16);
-    memcpy(half, &wide, sizeof(half));
-    sum += half[0] + half[1];
+    memcpy(part, lanes, sizeof(part));
+    part[0] += part[1];
+    fn_fold_f32(part, eight);
+    memcpy(&more, eight, sizeof(more));
+    sum += more;
     memcpy(eight, &sum, sizeof(sum));
 }
 
@@ -65,14 +78,6 @@ enum { FN_VECTOR_BYTES = 16 };
 enum { FN_PARTS = 64 / FN_VECTOR_BYTES };
 typedef int fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
-
-static inline void fn_widen_eight(const fn_floats *lanes, double *eight)
-{
-    float narrow[16];
-    memcpy(narrow, lanes, sizeof(narrow));
-    for (int j = 0; j < 8; j++)
-        eight[j] = (double)narrow[j] + (double)narrow[j + 8];
-}
 
 /* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
  * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
@@ -105,9 +110,9 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
             square[part] += g * g;
         }
     }
-    fn_widen_eight(sum, eights);
-    fn_widen_eight(product, eights + apart);
-    fn_widen_eight(square, eights + 2 * apart);
+    fn_fold_f32(sum, eights);
+    fn_fold_f32(product, eights + apart);
+    fn_fold_f32(square, eights + 2 * apart);
 }
 
 #endif

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from numpy.exceptions import AxisError
+from test_buffers import Tagged
 
 import fastnn.reference as reference
 from fastnn import normalization as fn
@@ -262,10 +263,6 @@ def test_out_with_any_overlap(shape, axis, dtype, activation):
     turned = x.copy()
     if shape[0] == shape[-1]:
         fn.batch_norm(turned, out=turned.T)
-
-
-class Tagged(np.ndarray):
-    pass
 
 
 def test_results_in_subclasses():

@@ -106,12 +106,14 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
     try:
         for path in filter(None, (args.json, args.html)):
             report.check_writable(path)
-        plan = None if args.load else plan_from(args)
-        rows, about = report.load_json(args.load) if args.load else ([], {})
+        if args.load:
+            rows, about = report.load_json(args.load)
+        else:
+            plan = plan_from(args)
     except (OSError, ValueError) as error:
         print(f"fastnn bench: {error}", file=sys.stderr)
         return 2
-    if plan:
+    if not args.load:
         with Runner(choose_peers(args), module) as runner:
             rows = measure(runner, plan)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
