@@ -54,11 +54,11 @@ def _as_array(x: Any, name: str, accepted: str) -> Array:
         raise TypeError(f"{name} cannot be made into an array ({error}); {accepted}") from error
 
 
-def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
+def float_dtype(dtype: Any) -> np.dtype[Any]:
     """`dtype` as one of the native float dtypes; anything else is a TypeError."""
     wanted = np.dtype(dtype)
     if wanted.type not in _FLOATS:
-        raise TypeError(f"{name} is {wanted}; it must be float16, float32 or float64")
+        raise TypeError(f"dtype is {wanted}; it must be float16, float32 or float64")
     return wanted.newbyteorder("=")
 
 
@@ -72,22 +72,22 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless `out` is None or a writeable array of exactly this shape and native dtype."""
     if out is None:
         return
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name} must be a numpy.ndarray or None, not {type(out).__name__}")
+        raise TypeError(f"out must be a numpy.ndarray or None, not {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; give its data: {name}.data")
+        raise TypeError("out is a masked array, whose mask would be ignored; give its data: out.data")
     if out.dtype != dtype:
         if out.dtype.newbyteorder("=") == dtype:
-            raise TypeError(f"{name} is byte-swapped (dtype {out.dtype.str}); the result is in native order, {dtype}")
-        raise TypeError(f"{name} has dtype {out.dtype}, but the result has dtype {dtype}")
+            raise TypeError(f"out is byte-swapped (dtype {out.dtype.str}); the result is in native order, {dtype}")
+        raise TypeError(f"out has dtype {out.dtype}, but the result has dtype {dtype}")
     if out.shape != shape:
-        raise ValueError(f"{name} has shape {out.shape}, but the result has shape {shape}")
+        raise ValueError(f"out has shape {out.shape}, but the result has shape {shape}")
     if not out.flags.writeable:
-        raise ValueError(f"{name} is read-only; give a writeable array")
+        raise ValueError("out is read-only; give a writeable array")
 
 
 def check_same_shape(dy: Array, saved: Array, name: str = "saved") -> None:
@@ -180,11 +180,11 @@ def integer_param(value: Any, name: str, at_least: int | None = None) -> int:
     return number
 
 
-def normalize_axis(axis: Any, ndim: int, name: str = "axis") -> int:
+def normalize_axis(axis: Any, ndim: int) -> int:
     """`axis` counted from the front. AxisError where an array of `ndim` dimensions has no such axis."""
-    number = integer_param(axis, name)
+    number = integer_param(axis, "axis")
     if not -ndim <= number < ndim:
-        raise AxisError(number, ndim, None if name == "axis" else name)
+        raise AxisError(number, ndim)
     return number + ndim if number < 0 else number
 
 
@@ -193,10 +193,10 @@ def softmax_axis(axis: Any, ndim: int) -> int:
     return normalize_axis(axis, max(ndim, 1))
 
 
-def check_ndim(x: Array, at_least: int, name: str = "x") -> None:
+def check_ndim(x: Array, at_least: int) -> None:
     """Raise unless `x` has enough dimensions for a normalization."""
     if x.ndim < at_least:
-        raise ValueError(f"{name} has {x.ndim} dimensions (shape {x.shape}); at least {at_least} are needed")
+        raise ValueError(f"x has {x.ndim} dimensions (shape {x.shape}); at least {at_least} are needed")
 
 
 def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -> None:

@@ -68,8 +68,7 @@ def inputs(name: str) -> Array:
             zero * (1 + np.ldexp(rng.uniform(-1, 1, 60), rng.integers(-50, -4, 60))),
         ]
     worst = np.array([float.fromhex(value) for value in WORST.get(name, ())])
-    values = np.concatenate([*parts, -np.concatenate(parts[4:]), worst])
-    return values
+    return np.concatenate([*parts, -np.concatenate(parts[4:]), worst])
 
 
 @cache
@@ -117,9 +116,8 @@ def test_backward(name, isa):
     high, low = exact(name, "backward")
     error = oracle.ulp_error(slope, high, low)
     off = np.abs(slope - high)
-    error = np.where(
-        np.abs(high) < TINY, off / TINY, error
-    )  # of a derivative below the normal numbers only the size counts
+    # of a derivative below the normal numbers only the size counts
+    error = np.where(np.abs(high) < TINY, off / TINY, error)
     zero = zero_of(row)
     if zero is not None:
         error = np.where(np.abs(saved - zero) < 0.05, off / 2.0**-53, error)

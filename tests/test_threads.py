@@ -212,10 +212,6 @@ def test_set_num_threads():
 SHOW = "import fastnn.runtime as r; print(r.num_threads(), r.isa())"
 
 
-def default_threads():
-    return run(SHOW)[0].split()[0]
-
-
 def test_threads_from_the_environment():
     assert run(SHOW, FASTNN_NUM_THREADS="3")[0].split()[0] == "3"
     assert run(SHOW, OMP_NUM_THREADS="5")[0].split()[0] == "5"

@@ -34,7 +34,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdecimal() else 0 for part in parts)
 
 
-def check_version(host: str, version: str, stacklevel: int = 3) -> None:
+def check_version(host: str, version: str) -> None:
     """Warn when ``version`` of ``host`` is outside the range that its adapter was tested with."""
     distribution, first, beyond = TESTED[host]
     if not _release(first) <= _release(version) < _release(beyond):
@@ -42,7 +42,7 @@ def check_version(host: str, version: str, stacklevel: int = 3) -> None:
             f"fastnn.backends.{host} was tested with {distribution} from {first} up to, but not including, {beyond}; "
             f"this is {distribution} {version}. Run the tests of your own program before relying on it.",
             RuntimeWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

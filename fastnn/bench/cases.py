@@ -203,12 +203,12 @@ def cases(
                     result += [
                         Case(op, direction, shape, dtype, output)
                         for output in outputs
-                        if _makes_sense(op, direction, shape, output, quick)
+                        if _makes_sense(op, shape, output, quick)
                     ]
     return result
 
 
-def _makes_sense(op: Op, direction: str, shape: Shape, output: str, quick: bool) -> bool:
+def _makes_sense(op: Op, shape: Shape, output: str, quick: bool) -> bool:
     if output == "out":
         return True
     if op.kind != "map":

@@ -125,9 +125,3 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
     if args.html:
         report.save_html(args.html, rows, about)
     return 1 if any("fastnn" in row.failed for row in rows) else 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastnn bench")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

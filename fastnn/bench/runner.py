@@ -148,7 +148,7 @@ class Plan:
 class Runner:
     """Measures cases for fastnn and its peers."""
 
-    def __init__(self, peers: Iterable[str], module: ModuleType | None = None, quick: bool = False) -> None:
+    def __init__(self, peers: Iterable[str], module: ModuleType | None = None) -> None:
         """``module`` stands in for fastnn in the harness's own tests."""
         self._module = module or fastnn
         self._data = DataCache()
@@ -254,18 +254,14 @@ class Runner:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    info: dict[str, Any] = {
-        "system": platform.platform(),
+    info = fastnn.runtime.info()
+    return {
+        "system": info["platform"],
         "machine": platform.machine(),
-        "python": platform.python_version(),
+        "python": info["python"],
+        "cpu": info["processor"],
+        "numpy": info["numpy"],
     }
-    try:
-        with open("/proc/cpuinfo") as lines:
-            info["cpu"] = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        info["cpu"] = platform.processor()
-    info["numpy"] = np.__version__
-    return info
 
 
 def row_to_json(row: Row) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 
+from fastnn import runtime
 from fastnn._table import ACTIVATIONS, Activation
 from fastnn.bench import checks, oracle, properties
 from fastnn.bench.console import Progress, print_table, progress
@@ -66,17 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table as the documentation shows it")
 
 
-def _levels() -> tuple[str, ...]:
-    from fastnn import runtime
-
-    return runtime.available_isas()
-
-
 def check_accuracy(row: Activation, direction: str, dtype: str, full: bool, step: Callable[[float], None]) -> Line:
     """The largest error of one function over its inputs, on every level, and whether it is monotone."""
     limit = (FORWARD_LIMIT if direction == "forward" else BACKWARD_LIMIT)[dtype]
     line = Line(row.name, direction, dtype, limit)
-    levels = _levels()
+    levels = runtime.available_isas()
     zero = oracle.interior_zero(row) if direction == "backward" else None
     if dtype == "float64":
         saved = oracle.float64_sample(row, direction, 8000 if full else 800)
@@ -132,7 +127,7 @@ def _advance(bar: Progress, weight: float, label: str, part: float) -> None:
 
 
 def check_all(args: argparse.Namespace) -> tuple[list[Line], list[checks.Outcome]]:
-    only = set(args.only or ())
+    only, levels = set(args.only or ()), runtime.available_isas()
     dtypes = args.dtype or ("float32", "float64", "float16")
     directions = (args.direction,) if args.direction else ("forward", "backward")
     rows = [row for row in ACTIVATIONS if not only or row.name in only or row.function in only or "activations" in only]
@@ -151,14 +146,14 @@ def check_all(args: argparse.Namespace) -> tuple[list[Line], list[checks.Outcome
         for row, direction, dtype in tasks:
             advance = partial(_advance, bar, weight[dtype], f"{row.name} {direction} {dtype}")
             line = check_accuracy(row, direction, dtype, args.full, advance)
-            line.problems += checks.special_values(row, direction, dtype, _levels())
+            line.problems += checks.special_values(row, direction, dtype, levels)
             lines.append(line)
         for row in rows:
-            outcomes += checks.same_bits(row, directions, [d for d in dtypes if d != "float16"], _levels())
+            outcomes += checks.same_bits(row, directions, [d for d in dtypes if d != "float16"], levels)
             bar.advance(0.7, f"{row.name} bits")
         for name, _, check in others:
             try:
-                outcomes += check(_levels())
+                outcomes += check(levels)
             except Exception as error:  # one that cannot even run must not hide the verdict on the others
                 outcomes.append(checks.Outcome(name, "runs", False, f"{type(error).__name__}: {error}"))
             bar.advance(0.5, name)
@@ -194,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(lines: list[Line], outcomes: list[checks.Outcome], markdown: bool) -> None:
-    levels = _levels()
+    levels = runtime.available_isas()
     columns = [
         "function",
         "dtype",
@@ -260,9 +255,3 @@ def _marked(text: str, bad: bool, markdown: bool) -> str:
 
 def _count(n: int) -> str:
     return f"2^32 - {2**32 - n}" if 2**32 - n < 2**25 and n < 2**32 else str(n)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastnn verify")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -251,6 +250,5 @@ def _machine() -> dict[str, str]:
     for package in ("scikit-learn", "matplotlib"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
-    facts.setdefault("platform", platform.platform())
     facts["date"] = time.strftime("%Y-%m-%d %H:%M %Z")
     return facts

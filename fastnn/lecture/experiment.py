@@ -47,7 +47,7 @@ class Context:
     seed: int = 0
     quick: bool = False
     progress: Progress = field(default_factory=Silent)
-    activations: tuple[str, ...] = ("sigmoid", "tanh", "relu", "leaky_relu")
+    activations: tuple[str, ...] = ()  # shown beside the lecture's in the first experiment
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A fresh generator from the seed and what it is for, so that experiments do not disturb each other."""
@@ -126,15 +126,15 @@ class Result:
         return f"Did not hold: {len(failed)} of {len(self.checks)} checks failed ({what})"
 
 
-def short(value: float, digits: int = 2) -> str:
-    """A number as a table shows it: ``0.31``, ``4.5e-05``, ``0``, ``diverged`` for what is no longer finite."""
+def short(value: float) -> str:
+    """A number as a table shows it: ``0.31``, ``4.5e-5``, ``0``, ``diverged`` for what is no longer finite."""
     if not np.isfinite(value):
         return "diverged"
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{digits + 1}g}" if abs(value) < 10**digits else f"{value:.0f}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 

@@ -98,7 +98,4 @@ class BatchNorm:
         return dx
 
     def parameters(self) -> list[Parameter]:
-        norm = self.norm
-        if norm.dgamma is None or norm.dbeta is None:
-            raise RuntimeError("BatchNorm has no gradients before its first backward call")
-        return [(norm.gamma, norm.dgamma), (norm.beta, norm.dbeta)]
+        return [(self.norm.gamma, self.norm.dgamma), (self.norm.beta, self.norm.dbeta)]

@@ -11,7 +11,6 @@ class Peer:
     """A library to compare with. A case that it has no good way to do gives None from ``prepare``."""
 
     name = ""
-    needs = ""  # the distribution to install
     slow_to_compile = False  # left out of --quick unless asked for
 
     def load(self) -> str:

@@ -84,7 +84,6 @@ def _arrays(case: Case, data: Arrays) -> dict[str, Any]:
 
 class NumExpr(Peer):
     name = "numexpr"
-    needs = "numexpr"
 
     def load(self) -> str:
         import numexpr
@@ -118,7 +117,6 @@ class NumExpr(Peer):
 
 class Numba(Peer):
     name = "numba"
-    needs = "numba"
     slow_to_compile = True
 
     def load(self) -> str:

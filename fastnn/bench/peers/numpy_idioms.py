@@ -356,7 +356,6 @@ def rms_backward(dy: Array, x: Array, invrms: Array, gamma: Array, out: Any) -> 
 
 class NumPy(Peer):
     name = "numpy"
-    needs = "numpy"
 
     def load(self) -> str:
         return np.__version__
@@ -440,7 +439,6 @@ class NumPy(Peer):
 
 class SciPy(Peer):
     name = "scipy"
-    needs = "scipy"
 
     def load(self) -> str:
         import scipy

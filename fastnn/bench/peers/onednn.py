@@ -65,7 +65,6 @@ class _Failed(Exception):
 
 class OneDNN(Peer):
     name = "onednn"
-    needs = "onednn-cpu-gomp"
 
     def load(self) -> str:
         found = [path for base in (sys.prefix, sys.base_prefix) for path in Path(base, "lib").glob("libdnnl.so*")]

@@ -21,7 +21,6 @@ def _numpy(value: Any) -> tuple[Any, ...]:
 
 class Torch(Peer):
     name = "torch"
-    needs = "torch"
 
     def load(self) -> str:
         import torch

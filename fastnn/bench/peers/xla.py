@@ -32,7 +32,6 @@ FROM_RESULT: dict[str, Callable[[Any, Any], Any]] = {
 
 class Jax(Peer):
     name = "jax"
-    needs = "jax"
     slow_to_compile = True
 
     def load(self) -> str:

@@ -33,9 +33,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Revival:
-    inactive: list[
-        float
-    ]  # share of the units that are negative for every example, before training and after each epoch
+    # share of the units that are negative for every example, before training and after each epoch
+    inactive: list[float]
     accuracy: float
 
 

@@ -18,9 +18,8 @@ CLAIM = (
     "unit variance without correlations; for images, taking off the mean is what matters: a mean image, or one mean "
     "a channel."
 )
-KEPT_VARIANCE = (
-    0.99  # decorrelated and whitened data keep this share; what is left is noise that whitening would blow up
-)
+# decorrelated and whitened data keep this share; what is left is noise that whitening would blow up
+KEPT_VARIANCE = 0.99
 HIDDEN = (100, 100)
 COLORS = {
     "original": figures.GREY,
