@@ -186,17 +186,14 @@ def prelu(x, slope, *, axis=1, out=None):
 
 cdef ndarray fitting_slope(object slope, ndarray x, object axis, int* along):
     """The slope, checked, in the dtype that is computed in for x, and its axis from the front."""
-    cdef Py_ssize_t number
-    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef int number
     if (is_simple(slope) and cnp.PyArray_TYPE(<ndarray> slope) == cnp.PyArray_TYPE(x) and cnp.PyArray_TYPE(x) != NPY_HALF
             and type(axis) is int):
         if cnp.PyArray_NDIM(<ndarray> slope) == 0:
             along[0] = 0
             return <ndarray> slope
-        number = axis
-        if number < 0:
-            number += ndim
-        if (0 <= number < ndim and cnp.PyArray_NDIM(<ndarray> slope) == 1
+        number = plain_axis(axis, cnp.PyArray_NDIM(x))
+        if (number >= 0 and cnp.PyArray_NDIM(<ndarray> slope) == 1
                 and cnp.PyArray_DIM(<ndarray> slope, 0) == cnp.PyArray_DIM(x, number)):
             along[0] = number
             return <ndarray> slope
@@ -372,14 +369,8 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray un
 
 
 cdef int axis_from_front(object axis, ndarray x) except -1:
-    cdef Py_ssize_t number
-    if type(axis) is int:
-        number = axis
-        if number < 0:
-            number += cnp.PyArray_NDIM(x)
-        if 0 <= number < cnp.PyArray_NDIM(x):
-            return number
-    return _checks.normalize_axis(axis, cnp.PyArray_NDIM(x))
+    cdef int number = plain_axis(axis, cnp.PyArray_NDIM(x))
+    return number if number >= 0 else _checks.normalize_axis(axis, cnp.PyArray_NDIM(x))
 
 
 def maxout(x, pieces=2, axis=1, *, out=None):

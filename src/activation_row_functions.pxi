@@ -264,8 +264,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     """softmax or log_softmax; a is x or dy, b what forward saved (None in the forward direction)."""
     cdef Rows rows
     cdef ndarray x, saved, y
-    cdef Py_ssize_t along
-    cdef int ndim
+    cdef int along
     if not (is_simple(a) and (direction == FN_FORWARD or (is_simple(b) and same_form(<ndarray> a, <ndarray> b)))):
         if direction == FN_BACKWARD:
             a = _checks.as_input(a, "dy")
@@ -276,12 +275,9 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
         else:
             a = _checks.as_input(a, "x")
     x = <ndarray> a
-    ndim = cnp.PyArray_NDIM(x)
-    if type(axis) is not int or not -max(ndim, 1) <= <Py_ssize_t> axis < max(ndim, 1):
-        axis = _checks.softmax_axis(axis, ndim)
-    along = axis
+    along = plain_axis(axis, max(cnp.PyArray_NDIM(x), 1))
     if along < 0:
-        along += max(ndim, 1)
+        along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
     y = result_like(x, out)
     begin_plan(&rows.plan, y)
     x = add_input(&rows.plan, x, y)

@@ -9,6 +9,9 @@ cdef extern from "numpy/arrayobject.h":
     ndarray PyArray_NewLikeArray(ndarray prototype, cnp.NPY_ORDER order, cnp.dtype descr, int subok)
     object PyDataMem_SetHandler(object handler)
 
+cdef extern from "Python.h":
+    long PyLong_AsLongAndOverflow(object number, int* overflow) noexcept
+
 cdef extern from "memory.h":
     enum:
         FN_HAS_MEMORY
@@ -54,6 +57,18 @@ cdef inline double real_param(object value, str name, str must_be, object x) exc
         if 1e-37 < number < 1e38 or (must_be == "finite" and -1e38 < number < 1e38):
             return number
     return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(_checks.as_input(x))))
+
+
+cdef inline int plain_axis(object axis, int ndim) noexcept:
+    """An int as an axis counted from the front; -1 where it is no int or not one of so many axes."""
+    cdef int overflow
+    cdef long number
+    if type(axis) is not int:
+        return -1
+    number = PyLong_AsLongAndOverflow(axis, &overflow)
+    if overflow or not -ndim <= number < ndim:
+        return -1
+    return <int> (number + ndim if number < 0 else number)
 
 
 cdef inline bint is_plain(object x) noexcept:

@@ -28,14 +28,12 @@ cdef int set_rows(NormJob* job, object x, object axis, object dy, object out) no
     """Rows of the axes from `axis` on: its number, or -1."""
     cdef int number, i, ndim
     cdef Py_ssize_t rows = 1, n = 1
-    if not is_plain(x) or type(axis) is not int:
+    if not is_plain(x):
         return -1
     ndim = cnp.PyArray_NDIM(<ndarray> x)
-    if not -ndim <= <object> axis < ndim:
-        return -1
-    number = axis
+    number = plain_axis(axis, ndim)
     if number < 0:
-        number += ndim
+        return -1
     for i in range(ndim):
         if i < number:
             rows *= cnp.PyArray_DIM(<ndarray> x, i)

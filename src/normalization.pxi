@@ -167,14 +167,12 @@ cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexc
     cdef int number, i, ndim
     cdef Py_ssize_t* dims
     cdef Py_ssize_t outer = 1, inner = 1, channels
-    if not is_plain(x) or type(axis) is not int:
+    if not is_plain(x):
         return False
     ndim = cnp.PyArray_NDIM(<ndarray> x)
-    if not -ndim <= <object> axis < ndim or ndim < 2:
+    number = plain_axis(axis, ndim)
+    if number < 0 or ndim < 2:
         return False
-    number = axis
-    if number < 0:
-        number += ndim
     dims = <Py_ssize_t*> cnp.PyArray_DIMS(<ndarray> x)
     channels = dims[number]
     for i in range(number):
