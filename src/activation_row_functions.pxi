@@ -173,33 +173,22 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     cdef Operand* operands[3]
     cdef Py_ssize_t row_stride[3]
     cdef Py_ssize_t stride
-    cdef int i, axis, best = 0, last
-    cdef bint runs_on, by_row
+    cdef int order[MAX_DIMS]
+    cdef int i, axis, best = 0, last, ndim = 0
+    cdef bint by_row
     if plan.size == 0:
         return False
     operands[0], operands[plan.inputs - 1], operands[plan.inputs] = &plan.source[0], &plan.source[plan.inputs - 1], &plan.result
     rows.length = cnp.PyArray_DIM(y, along) if cnp.PyArray_NDIM(y) else 1
     for i in range(plan.inputs + 1):
         row_stride[i] = operands[i].strides[along] if rows.length > 1 else operands[i].itemsize
-    # the axes of the rows, merged where they run on for every operand
-    plan.ndim = 0
-    for axis in range(cnp.PyArray_NDIM(y)):
-        if axis == along or cnp.PyArray_DIM(y, axis) == 1:
-            continue
-        runs_on = plan.ndim > 0
-        for i in range(plan.inputs + 1):
-            runs_on = runs_on and operands[i].strides[plan.ndim - 1] == operands[i].strides[axis] * cnp.PyArray_DIM(y, axis)
-        if not runs_on:
-            plan.ndim += 1
-            plan.shape[plan.ndim - 1] = 1
-        plan.shape[plan.ndim - 1] *= cnp.PyArray_DIM(y, axis)
-        for i in range(plan.inputs + 1):
-            operands[i].strides[plan.ndim - 1] = operands[i].strides[axis]
-    if plan.ndim == 0:
-        plan.ndim = 1
-        plan.shape[0] = 1
-        for i in range(plan.inputs + 1):
-            operands[i].strides[0] = operands[i].itemsize
+    for axis in range(cnp.PyArray_NDIM(y)):  # the axes of the rows
+        if axis != along and cnp.PyArray_DIM(y, axis) != 1:
+            order[ndim] = axis
+            for i in range(plan.inputs + 1):
+                operands[i].strides[ndim] = operands[i].strides[axis]
+            ndim += 1
+    join_axes(plan, operands, plan.inputs + 1, ndim, order, y)
     # the kernel takes rows along the axis on which they are closest, or the longest where that one is short
     for axis in range(1, plan.ndim):
         if abs(plan.source[0].strides[axis]) < abs(plan.source[0].strides[best]):

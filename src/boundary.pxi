@@ -274,13 +274,12 @@ cdef void finish(const Plan* plan, Operand* operand) noexcept nogil:
 
 
 cdef void merge_axes(Plan* plan, ndarray y) noexcept:
-    """Order the axes as the result lies in memory, turn its negative strides, and merge axes that run on for every operand."""
+    """Order the axes as the result lies in memory, turn its negative strides, and join them."""
     cdef int order[MAX_DIMS]
     cdef Operand* operands[MAX_INPUTS + 1]
     cdef Py_ssize_t strides[MAX_DIMS]
     cdef Py_ssize_t stride
     cdef int ndim = 0, axis, i, place, count = plan.inputs + 1
-    cdef bint runs_on
     for i in range(plan.inputs):
         operands[i] = &plan.source[i]
     operands[plan.inputs] = &plan.result
@@ -302,6 +301,13 @@ cdef void merge_axes(Plan* plan, ndarray y) noexcept:
             if cnp.PyArray_STRIDE(y, order[axis]) < 0:
                 operands[i].data += strides[axis] * (cnp.PyArray_DIM(y, order[axis]) - 1)
                 operands[i].strides[axis] = -strides[axis]
+    join_axes(plan, operands, count, ndim, order, y)
+
+
+cdef void join_axes(Plan* plan, Operand** operands, int count, int ndim, const int* order, ndarray y) noexcept:
+    """Give the plan y's axes in this order, joined where they run on for every operand; strides are in that order."""
+    cdef int axis, i
+    cdef bint runs_on
     plan.ndim = 0
     for axis in range(ndim):
         runs_on = plan.ndim > 0
