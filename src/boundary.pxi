@@ -2,8 +2,6 @@
 # and dtypes, overlapping results, mistakes) goes through fastnn._checks, which the NumPy reference uses too, so both
 # accept the same and complain in the same words.
 
-from cpython.pycapsule cimport PyCapsule_New
-
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     ndarray PyArray_NewLikeArray(ndarray prototype, cnp.NPY_ORDER order, cnp.dtype descr, int subok)

@@ -4,8 +4,6 @@
 # units are taken of them one after the other; so memory is read once. Moments are merged in the order of the chunks, and
 # counts do not depend on an order.
 
-from libc.stdint cimport int64_t, uint8_t
-
 cdef enum:
     STATS_LANES = 128      # an array is summed as a matrix of so many columns
     STATS_CHUNK = 1 << 16

@@ -3,7 +3,6 @@
 
 import importlib
 import os
-from cpython.pycapsule cimport PyCapsule_GetPointer
 
 cdef extern from "cpu.h" nogil:
     bint fn_cpu_runs(const char* level)

@@ -87,7 +87,6 @@ typedef struct {
     void (*row_add)(fn_in gradients, fn_out sums, ptrdiff_t n);
 } fn_norm;
 
-/* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 /* A histogram's bins, and from where on an element is saturated. */
 typedef struct {
     double first, last, width, density; /* width of a bin, bins per unit */
@@ -95,6 +94,7 @@ typedef struct {
     ptrdiff_t bins;
 } fn_bins;
 
+/* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 typedef struct {
     const char *name;
     fn_map map[FN_ROWS][2][2]; /* [row][direction] */
@@ -119,9 +119,9 @@ typedef struct {
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
     void (*norm_widen)(fn_in x, fn_out y, ptrdiff_t n);  /* float to double */
     void (*norm_narrow)(fn_in x, fn_out y, ptrdiff_t n); /* double to float */
-    fn_norm norm[2]; /* [dtype] */
+    fn_norm norm[2];
 
-    /* preprocessing and diagnostics: see their loops; [dtype] where there are two */
+    /* preprocessing and diagnostics: see their loops */
     void (*moments[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_out state, ptrdiff_t width);
     void (*merge_states)(double n, fn_out state, ptrdiff_t width, double m, fn_in other, ptrdiff_t other_width, ptrdiff_t columns);
     void (*affine[2])(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in vectors, ptrdiff_t width, fn_out y);

@@ -230,7 +230,7 @@ cdef tuple backward_group(object dy, object x, object mean, object invstd, objec
     cdef double* room
     cdef cnp.npy_intp shape[2]
     cdef ndarray dx
-    cdef cnp.npy_intp channels, c
+    cdef cnp.npy_intp channels
     cdef int dtype
     if dy is None or not set_groups(&job, x, groups, axis, dy, out):
         return None

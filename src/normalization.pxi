@@ -8,10 +8,6 @@
 # Work is cut into units that depend on the shape alone, and sums of blocks are added in the blocks' order, so the
 # result has the same bits with any number of threads.
 
-from libc.math cimport isfinite
-from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
-
 from fastnn._table import ACTIVATIONS
 
 cdef enum:

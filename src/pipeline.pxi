@@ -5,9 +5,6 @@
 # block that is gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays,
 # half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them.
 
-from libc.string cimport memcpy, memset
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
-
 cdef extern from "transport.h" nogil:
     ctypedef struct fn_block:
         char* bytes

@@ -69,7 +69,7 @@ cdef void moments_cells(void* context, int part) noexcept nogil:
 def moments(ndarray block not None):
     """State of a contiguous native float32 or float64 matrix."""
     cdef Py_ssize_t samples = cnp.PyArray_DIM(block, 0), features = cnp.PyArray_DIM(block, 1)
-    cdef Py_ssize_t together, rest, chunk, lane, seen = 0
+    cdef Py_ssize_t together, rest, chunk, lane
     cdef cnp.npy_intp[2] shape = [4, features]
     cdef ndarray result = cnp.PyArray_ZEROS(2, shape, cnp.NPY_DOUBLE, 0), scratch
     cdef double* state = <double*> cnp.PyArray_DATA(result)
