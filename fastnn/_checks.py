@@ -300,3 +300,8 @@ def group_axis(axis: Any, ndim: int) -> int:
 def overlaps(a: Array, b: Array) -> bool:
     """Whether the two arrays may share memory, judged by their bounds."""
     return np.may_share_memory(a, b)
+
+
+def partly_overlaps(a: Array, b: Array) -> bool:
+    """Whether arrays of one shape may share memory otherwise than element by element."""
+    return overlaps(a, b) and not (a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype)

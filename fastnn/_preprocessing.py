@@ -1,54 +1,23 @@
-"""What `fastnn.preprocessing` and its NumPy twin share: everything but the passes over the data."""
+"""What `fastnn.preprocessing` and its NumPy twin share: everything but the passes (_passes.py)."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.exceptions import AxisError
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastnn import _checks
+from fastnn import _checks, _passes
+from fastnn._passes import Array, Passes, Vector
 
 if TYPE_CHECKING:
     from typing import Self
 
-Array = NDArray[np.floating[Any]]
-Vector = NDArray[np.float64]
-Index = tuple[Any, ...]  # of slices, one an axis
-
-_TILE = 1 << 17  # elements read at a time where the kernels cannot take an array as it is: a megabyte of float64
-
 
 class NotFittedError(RuntimeError, ValueError, AttributeError):
     """Raised for using an estimator before it was fitted. An AttributeError too, so that hasattr(x, "mean_") works."""
-
-
-class Passes:
-    """The passes over data that the classes below are built on, for the compiled and for the plain module to define.
-
-    A *state* is a float64 array (4, D): mean and M2 of D features, each as an unevaluated sum of two float64 (rows
-    mean, mean_low, M2, M2_low). The low halves keep what merging would lose where the mean is a million deviations,
-    or next to nothing.
-    """
-
-    @staticmethod
-    def moments(block: Array) -> Vector:
-        """State of the samples (N, D); `block` is contiguous, native float32 or float64, as everywhere here."""
-        raise NotImplementedError
-
-    @staticmethod
-    def combine(n: int, state: Vector, m: int, other: Vector) -> Vector:
-        """State of n + m samples; neither count is 0."""
-        raise NotImplementedError
-
-    @staticmethod
-    def affine(x: Array, vectors: Vector, y: Array) -> None:
-        """y = (x - shift - low) * factor + offset, where vectors (4, D) holds these four; `y` may be `x` itself."""
-        raise NotImplementedError
 
 
 class Moments:
@@ -103,7 +72,7 @@ class Moments:
     def update(self, block: ArrayLike) -> Self:
         """Add the samples of `block` (N, D), in place; return self. A block that is refused leaves all as it was."""
         samples = _matrix(block, "block", self._expected())
-        return self._absorb(len(samples), _moments(samples, (0,), self.passes))
+        return self._absorb(len(samples), _passes.moments(samples, (0,), self.passes))
 
     def merge(self, other: Moments) -> Self:
         """Add what `other` has seen, in place; return self. `other` stays as it is."""
@@ -281,10 +250,10 @@ class Standardizer(_Estimator):
         moments = self._seen()
         samples = _matrix(x, "x", self.n_features_in_)
         mean, low, _, _ = moments._state
-        vectors = _vectors(mean, low, 1 / _scale(moments.var) if self.with_std else 1.0, 0.0)
+        vectors = _passes.vectors(mean, low, 1 / _scale(moments.var) if self.with_std else 1.0, 0.0)
         if not self.with_mean:
             vectors[:2] = 0
-        return _affine(samples, (0,), vectors, out, moments.passes)
+        return _passes.affine(samples, (0,), vectors, out, moments.passes)
 
     def inverse_transform(self, x: ArrayLike, *, out: Array | None = None) -> Array:
         """Return ``x * scale_ + mean_``: undo `transform`."""
@@ -292,8 +261,8 @@ class Standardizer(_Estimator):
         samples = _matrix(x, "x", self.n_features_in_)
         mean = moments._state[0]
         factor = _scale(moments.var) if self.with_std else 1.0
-        vectors = _vectors(np.zeros_like(mean), 0.0, factor, mean if self.with_mean else 0.0)
-        return _affine(samples, (0,), vectors, out, moments.passes)
+        vectors = _passes.vectors(np.zeros_like(mean), 0.0, factor, mean if self.with_mean else 0.0)
+        return _passes.affine(samples, (0,), vectors, out, moments.passes)
 
     @staticmethod
     def _updated(moments: Moments, x: ArrayLike) -> Moments:
@@ -393,7 +362,7 @@ class PCA(_Estimator):
     def _grown(self, samples: Array) -> Self:
         """Add samples in blocks, of which the decomposition makes a copy."""
         features = samples.shape[1]
-        rows = max(2 * features, _TILE // max(features, 1), 1)
+        rows = max(2 * features, _passes.TILE // max(features, 1), 1)
         for start in range(0, len(samples), rows):
             block = samples[start : start + rows]
             moments = self.moments_type().update(block)
@@ -557,17 +526,13 @@ def _check_samples(given: int, needed: int) -> None:
 
 def _by_rows(samples: Array, columns: int, function: Any) -> Array:
     """Apply a function of float64 rows to `samples`, a tile at a time; the result has samples' dtype."""
-    result = np.empty((len(samples), columns), _result_dtype(samples))
-    rows = max(_TILE // max(samples.shape[1], 1), 1)
+    result = np.empty((len(samples), columns), _passes.result_dtype(samples))
+    rows = max(_passes.TILE // max(samples.shape[1], 1), 1)
     for start in range(0, len(samples), rows):
         part = slice(start, start + rows)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             result[part] = function(samples[part].astype(np.float64, copy=False))
     return result
-
-
-def _result_dtype(x: Array) -> np.dtype[Any]:
-    return x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.dtype(np.float64)
 
 
 def center_and_scale(
@@ -576,21 +541,14 @@ def center_and_scale(
     """What `zero_center` and `standardize` do, with these passes."""
     array = _real(x, "x")
     axes = _axes(axis, array.ndim)
-    _checks.check_out(out, array.shape, _result_dtype(array))
+    _checks.check_out(out, array.shape, _passes.result_dtype(array))
     if array.size == 0:
-        return np.empty(array.shape, _result_dtype(array)) if out is None else out
-    state = _moments(array, axes, passes)
-    vectors = _vectors(state[0], state[1], 1.0, 0.0)
+        return np.empty(array.shape, _passes.result_dtype(array)) if out is None else out
+    state = _passes.moments(array, axes, passes)
+    vectors = _passes.vectors(state[0], state[1], 1.0, 0.0)
     if scale:
         vectors[2] /= _scale(state[2] / (array.size // state[2].size))
-    return _affine(array, axes, vectors, out, passes)
-
-
-def _vectors(shift: Vector, low: Vector | float, factor: Vector | float, offset: Vector | float) -> Vector:
-    """Return what `Passes.affine` takes."""
-    vectors = np.empty((4, *shift.shape))
-    vectors[0], vectors[1], vectors[2], vectors[3] = shift, low, factor, offset
-    return vectors
+    return _passes.affine(array, axes, vectors, out, passes)
 
 
 def _axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
@@ -602,123 +560,3 @@ def _axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
     if len(set(axes)) != len(axes):
         raise AxisError(f"axis {axis} names an axis twice")
     return tuple(axes)
-
-
-def _moments(x: Array, axes: tuple[int, ...], passes: type[Passes]) -> Vector:
-    """Return the state of `x` over `axes`, of shape (4, *other axes); raise where a value or a sum is not finite."""
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    if _fits((x,), axes):
-        found = passes.moments(_flattened(x, len(axes)))
-        state = found.reshape(4, *x.shape[len(axes) :])
-        if not np.isfinite(found).all():
-            _refuse(x, axes, kept, state)
-        return state
-    state = np.zeros((4, *(x.shape[axis] for axis in kept)))
-    counts: dict[tuple[tuple[int, int], ...], int] = {}
-    for tile in _tiles(x):
-        part = _as_rows(x[tile], axes)
-        where = (slice(None), *(tile[axis] for axis in kept))
-        found = passes.moments(part)
-        key = tuple((tile[axis].start, tile[axis].stop) for axis in kept)
-        if (seen := counts.get(key, 0)) and np.isfinite(found).all():
-            found = passes.combine(seen, np.ascontiguousarray(state[where].reshape(4, -1)), len(part), found)
-        counts[key] = seen + len(part)
-        state[where] = found.reshape(state[where].shape)
-        if not np.isfinite(found).all():
-            _refuse(x, axes, kept, state)
-    return state
-
-
-def _refuse(x: Array, axes: tuple[int, ...], kept: list[int], state: Vector) -> None:
-    """Say why the state is not finite."""
-    column = tuple(int(index) for index in np.argwhere(~np.isfinite(state).all(axis=0))[0])
-    index: list[Any] = [slice(None)] * x.ndim
-    for axis, number in zip(kept, column, strict=True):
-        index[axis] = number
-    values = x[tuple(index)]
-    name = f"column {column[0]}" if len(column) == 1 else f"entry {column}" if column else "x"
-    if np.isnan(values).any():
-        what = "NaN"
-    elif np.isinf(values).any():
-        what = "infinity"
-    else:
-        raise ValueError(f"{name}: the sum of squared deviations overflows float64; scale the data down")
-    raise ValueError(f"{name} holds {what}, which has no mean; remove or replace such samples first")
-
-
-def _affine(x: Array, axes: tuple[int, ...], vectors: Vector, out: Array | None, passes: type[Passes]) -> Array:
-    """Return ``(x - shift) * factor + offset``.
-
-    vectors is (4, *other axes), float64: shift, its low half, factor, offset.
-    """
-    dtype = _result_dtype(x)
-    _checks.check_out(out, x.shape, dtype)
-    overlapping = out is not None and np.may_share_memory(x, out) and not _same_memory(x, out)
-    result = np.empty(x.shape, dtype) if out is None or overlapping else out
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    if _fits((x, result), axes):
-        passes.affine(_flattened(x, len(axes)), vectors.reshape(4, -1), _flattened(result, len(axes)))
-        return _delivered(result, out, overlapping)
-    for tile in _tiles(x):
-        rows = _as_rows(x[tile], axes)
-        target = _as_rows(result[tile], axes)
-        direct = np.may_share_memory(target, result) and target.dtype == rows.dtype
-        staged = target if direct else np.empty_like(rows)
-        numbers = vectors[(slice(None), *(tile[axis] for axis in kept))].reshape(4, -1)
-        passes.affine(rows, np.ascontiguousarray(numbers), staged)
-        if not direct:
-            moved = np.moveaxis(result[(*tile, Ellipsis)], axes, range(len(axes)))
-            with np.errstate(over="ignore", under="ignore"):
-                moved[...] = staged.reshape(moved.shape)
-    return _delivered(result, out, overlapping)
-
-
-def _delivered(result: Array, out: Array | None, overlapping: bool) -> Array:
-    if out is None:
-        return result
-    if overlapping:
-        out[...] = result
-    return out
-
-
-def _same_memory(x: Array, out: Array) -> bool:
-    return (x.__array_interface__["data"], x.strides, x.shape, x.dtype) == (
-        out.__array_interface__["data"],
-        out.strides,
-        out.shape,
-        out.dtype,
-    )
-
-
-def _fits(arrays: tuple[Array, ...], axes: tuple[int, ...]) -> bool:
-    """Whether the kernels take the arrays as they are."""
-    return axes == tuple(range(len(axes))) and all(
-        a.flags.c_contiguous and a.flags.aligned and a.dtype.isnative and a.dtype.char in "fd" for a in arrays
-    )
-
-
-def _as_rows(tile: Array, axes: tuple[int, ...]) -> Array:
-    """Return a tile as the kernels take it: (N, D), contiguous, native float32 or float64. A view where it is that."""
-    rows = _flattened(np.moveaxis(tile, axes, range(len(axes))), len(axes))
-    dtype = np.float32 if tile.dtype.kind == "f" and tile.dtype.itemsize == 4 else np.float64
-    return np.require(rows, dtype, ["C", "A"])
-
-
-def _flattened(x: Array, leading: int) -> Array:
-    """Return `x` as a matrix whose rows are the first so many axes."""
-    return x.reshape(math.prod(x.shape[:leading]), math.prod(x.shape[leading:]))
-
-
-def _tiles(x: Array) -> Iterator[Index]:
-    """Yield the parts of an array that are brought to the kernels one after the other."""
-    steps = list(x.shape)
-    # Cut the axis with the longest stride first, so that what is read together lies together.
-    for axis in sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])):
-        others = math.prod(step for other, step in enumerate(steps) if other != axis)
-        steps[axis] = max(min(x.shape[axis], _TILE // max(others, 1)), 1)
-    counts = [-(-size // step) for size, step in zip(x.shape, steps, strict=True)]
-    for corner in np.ndindex(*counts):
-        yield tuple(
-            slice(number * step, min((number + 1) * step, size))
-            for number, step, size in zip(corner, steps, x.shape, strict=True)
-        )

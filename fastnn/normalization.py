@@ -488,13 +488,9 @@ def _result(out: Any, dtype: np.dtype[Any], *inputs: Array) -> tuple[Array, Arra
     if out is None:
         y = np.empty_like(inputs[-1], dtype, subok=False)
         return y, y
-    if any(_checks.overlaps(out, a) and not _same_view(out, a) for a in inputs):
+    if any(_checks.partly_overlaps(out, a) for a in inputs):
         return np.empty_like(out, subok=False), out
     return out.view(np.ndarray), out
-
-
-def _same_view(a: Array, b: Array) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
 
 
 def _delivered(y: Array, target: Array) -> Array:

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from fastnn import _core, _preprocessing
-from fastnn._preprocessing import Array, NotFittedError, center_and_scale
+from fastnn import _core, _passes, _preprocessing
+from fastnn._passes import Array
+from fastnn._preprocessing import NotFittedError, center_and_scale
 
 __all__ = ["PCA", "Moments", "NotFittedError", "Standardizer", "Whitener", "standardize", "zero_center"]
 
 
-class Passes(_preprocessing.Passes):
+class Passes(_passes.Passes):
     """The compiled passes."""
 
     moments = staticmethod(_core.moments)

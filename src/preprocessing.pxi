@@ -1,4 +1,4 @@
-# The passes of fastnn/preprocessing.py over contiguous native matrices; fastnn/_preprocessing.py says what a state is.
+# The passes of fastnn/preprocessing.py over contiguous native matrices; fastnn/_passes.py says what a state is.
 #
 # A matrix is cut into chunks of rows, and these into panels of columns. The cut depends on the shape alone, and chunks are
 # merged in their order, so results do not depend on the number of threads.

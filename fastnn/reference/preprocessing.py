@@ -11,13 +11,14 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastnn import _preprocessing
-from fastnn._preprocessing import Array, NotFittedError, Vector, center_and_scale
+from fastnn import _passes, _preprocessing
+from fastnn._passes import Array, Vector
+from fastnn._preprocessing import NotFittedError, center_and_scale
 
 __all__ = ["PCA", "Moments", "NotFittedError", "Standardizer", "Whitener", "standardize", "zero_center"]
 
 
-class Passes(_preprocessing.Passes):
+class Passes(_passes.Passes):
     """The passes in NumPy."""
 
     @staticmethod
