@@ -41,7 +41,7 @@ class Op:
 
     name: str
     family: str
-    kind: str  # which arrays it needs and how it is called: a key of _CALLS
+    kind: str  # which arrays it needs and how it is called: see _EXTRA and _arguments
     forward: str
     backward: str
     shapes: tuple[Shape, ...]
@@ -324,10 +324,6 @@ def _inference_extra(case: Case, data: Arrays) -> Arrays:
     return extra
 
 
-def _nothing(case: Case, data: Arrays) -> Arrays:
-    return {}
-
-
 _EXTRA: dict[str, Callable[[Case, Arrays], Arrays]] = {
     "map": _saved_map,
     "rows": _rows_extra,
@@ -339,7 +335,7 @@ _EXTRA: dict[str, Callable[[Case, Arrays], Arrays]] = {
     "rms": _norm_extra,
     "group": _norm_extra,
     "instance": _norm_extra,
-    "stats": _nothing,
+    "stats": lambda case, data: {},
 }
 
 
@@ -355,27 +351,27 @@ def fastnn_call(module: ModuleType, case: Case, data: Arrays) -> Call:
     kwargs = dict(case.op.options)
     if case.output != "fresh" and data.get("out") is not None and case.op.kind != "stats":
         kwargs["out"] = data["out"]
-    args, keep = _ARGUMENTS[case.op.kind](case, data, forward, kwargs)
+    args, keep = _arguments(case.op.kind, data, forward, kwargs)
     return Call(function, args, kwargs, lambda value: value[:keep] if isinstance(value, tuple) else (value,))
 
 
-def _map_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return ((data["x"],) if forward else (data["dy"], data["saved"])), 1
+# Of every kind but normalizations: the arrays that forward and backward are given, and how many results are compared.
+_ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], int]] = {
+    "map": (("x",), ("dy", "saved"), 1),
+    "rows": (("x",), ("dy", "saved"), 1),
+    "maxout": (("x",), ("dy", "which"), 1),
+    "cross_entropy": (("x", "labels"), (), 2),
+    "prelu": (("x", "slope"), ("dy", "x", "slope"), 2),
+    "inference": (("x", "mean", "var", "gamma", "beta"), (), 1),
+    "stats": (("x",), (), 2),
+}
 
 
-def _maxout_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return ((data["x"],) if forward else (data["dy"], data["which"])), 1
-
-
-def _labels_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return (data["x"], data["labels"]), 2
-
-
-def _prelu_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return ((data["x"], data["slope"]) if forward else (data["dy"], data["x"], data["slope"])), 2
-
-
-def _norm_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
+def _arguments(kind: str, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
+    """Positional arguments, and how many results are compared; of a normalization's options some go elsewhere."""
+    if kind in _ARGUMENTS:
+        *names, keep = _ARGUMENTS[kind]
+        return tuple(data[name] for name in names[not forward]), keep
     groups = (kwargs.pop("groups"),) if "groups" in kwargs else ()
     affine = (data["gamma"], data["beta"]) if "beta" in data else (data["gamma"],)
     if forward:
@@ -383,30 +379,6 @@ def _norm_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> 
     if "activation" in kwargs:
         kwargs["beta"] = data["beta"]
     return (data["dy"], data["x"], *data["stats"], *groups, data["gamma"]), 3
-
-
-def _inference_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return (data["x"], data["mean"], data["var"], data["gamma"], data["beta"]), 1
-
-
-def _stats_arguments(case: Case, data: Arrays, forward: bool, kwargs: Arrays) -> tuple[tuple, int]:
-    return (data["x"],), 2
-
-
-_ARGUMENTS: dict[str, Callable[[Case, Arrays, bool, Arrays], tuple[tuple, int]]] = {
-    "map": _map_arguments,
-    "rows": _map_arguments,
-    "maxout": _maxout_arguments,
-    "cross_entropy": _labels_arguments,
-    "prelu": _prelu_arguments,
-    "batch": _norm_arguments,
-    "inference": _inference_arguments,
-    "layer": _norm_arguments,
-    "rms": _norm_arguments,
-    "group": _norm_arguments,
-    "instance": _norm_arguments,
-    "stats": _stats_arguments,
-}
 
 
 class Expectation:

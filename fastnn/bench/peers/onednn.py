@@ -105,6 +105,12 @@ class OneDNN(Peer):
         self._check("dnnl_memory_create", byref(memory), desc, self._engine, handle)
         return _Owned(memory, self._lib.dnnl_memory_destroy, array)
 
+    def _primitive(self, kind: str, *args: Any) -> c_void_p:
+        """The description of a primitive."""
+        pd = c_void_p()
+        self._check(f"dnnl_{kind}_primitive_desc_create", byref(pd), self._engine, *args, None)
+        return pd
+
     def _execute(self, pd: c_void_p, arguments: dict[int, _Owned], results: tuple[np.ndarray, ...]) -> Call:
         handle = c_void_p()
         self._check("dnnl_primitive_create", byref(handle), pd)
@@ -136,37 +142,15 @@ class OneDNN(Peer):
             return None
         algorithm, alpha, beta, from_result = ELTWISE[case.op.name]
         scalars = (c_float(alpha), c_float(beta))
-        desc, forward, out = self._desc(case.shape), c_void_p(), data["out"]
+        desc, out = self._desc(case.shape), data["out"]
         kind = INFERENCE if case.direction == "forward" else TRAINING
         if case.direction == "backward" and case.op.saved == "y":
             algorithm = from_result
-        self._check(
-            "dnnl_eltwise_forward_primitive_desc_create",
-            byref(forward),
-            self._engine,
-            c_int(kind),
-            c_int(algorithm),
-            desc,
-            desc,
-            *scalars,
-            None,
-        )
+        forward = self._primitive("eltwise_forward", c_int(kind), c_int(algorithm), desc, desc, *scalars)
         if case.direction == "forward":
             arguments = {SRC: self._memory(desc, data["x"]), DST: self._memory(desc, out)}
             return self._execute(forward, arguments, (out,))
-        backward = c_void_p()
-        self._check(
-            "dnnl_eltwise_backward_primitive_desc_create",
-            byref(backward),
-            self._engine,
-            c_int(algorithm),
-            desc,
-            desc,
-            desc,
-            *scalars,
-            forward,
-            None,
-        )
+        backward = self._primitive("eltwise_backward", c_int(algorithm), desc, desc, desc, *scalars, forward)
         arguments = {
             DST if case.op.saved == "y" else SRC: self._memory(desc, data["saved"]),
             DIFF_DST: self._memory(desc, data["dy"]),
@@ -176,36 +160,14 @@ class OneDNN(Peer):
 
     def _softmax(self, case: Case, data: Arrays) -> Call:
         algorithm = c_int(LOG_SOFTMAX if case.op.name == "log_softmax" else SOFTMAX)
-        desc, forward, out = self._desc(case.shape), c_void_p(), data["out"]
+        desc, out = self._desc(case.shape), data["out"]
         axis = c_int(len(case.shape) - 1)
         kind = INFERENCE if case.direction == "forward" else TRAINING
-        self._check(
-            "dnnl_softmax_forward_primitive_desc_create",
-            byref(forward),
-            self._engine,
-            c_int(kind),
-            algorithm,
-            desc,
-            desc,
-            axis,
-            None,
-        )
+        forward = self._primitive("softmax_forward", c_int(kind), algorithm, desc, desc, axis)
         if case.direction == "forward":
             arguments = {SRC: self._memory(desc, data["x"]), DST: self._memory(desc, out)}
             return self._execute(forward, arguments, (out,))
-        backward = c_void_p()
-        self._check(
-            "dnnl_softmax_backward_primitive_desc_create",
-            byref(backward),
-            self._engine,
-            algorithm,
-            desc,
-            desc,
-            desc,
-            axis,
-            forward,
-            None,
-        )
+        backward = self._primitive("softmax_backward", algorithm, desc, desc, desc, axis, forward)
         arguments = {
             DST: self._memory(desc, data["saved"]),
             DIFF_DST: self._memory(desc, data["dy"]),
@@ -214,36 +176,16 @@ class OneDNN(Peer):
         return self._execute(backward, arguments, (out,))
 
     def _prelu(self, case: Case, data: Arrays) -> Call:
-        out, slope, forward = data["out"], data["slope"], c_void_p()
+        out, slope = data["out"], data["slope"]
         along = (1, slope.size, *([1] * (len(case.shape) - 2)))
         desc, weights = self._desc(case.shape), self._desc(along)
         kind = INFERENCE if case.direction == "forward" else TRAINING
-        self._check(
-            "dnnl_prelu_forward_primitive_desc_create",
-            byref(forward),
-            self._engine,
-            c_int(kind),
-            desc,
-            weights,
-            desc,
-            None,
-        )
+        forward = self._primitive("prelu_forward", c_int(kind), desc, weights, desc)
         arguments = {SRC: self._memory(desc, data["x"]), WEIGHTS: self._memory(weights, slope)}
         if case.direction == "forward":
             return self._execute(forward, arguments | {DST: self._memory(desc, out)}, (out,))
-        backward, dslope = c_void_p(), np.empty_like(slope)
-        self._check(
-            "dnnl_prelu_backward_primitive_desc_create",
-            byref(backward),
-            self._engine,
-            desc,
-            weights,
-            desc,
-            weights,
-            desc,
-            forward,
-            None,
-        )
+        dslope = np.empty_like(slope)
+        backward = self._primitive("prelu_backward", desc, weights, desc, weights, desc, forward)
         arguments |= {
             DIFF_DST: self._memory(desc, data["dy"]),
             DIFF_SRC: self._memory(desc, out),
@@ -262,17 +204,13 @@ class OneDNN(Peer):
         relu = dict(case.op.options).get("activation") == "relu"
         inference, back = case.op.kind == "inference", case.direction == "backward"
         flags = USE_SCALE | USE_SHIFT | (FUSE_RELU if relu else 0) | (GLOBAL_STATS if inference else 0)
-        forward = c_void_p()
-        self._check(
-            "dnnl_batch_normalization_forward_primitive_desc_create",
-            byref(forward),
-            self._engine,
+        forward = self._primitive(
+            "batch_normalization_forward",
             c_int(INFERENCE if inference else TRAINING),
             desc,
             desc,
             c_float(1e-5),
             c_uint(flags),
-            None,
         )
         stat = self._desc((dims[1],))
         gamma, beta, out = data["gamma"], data["beta"], data["out"]
@@ -294,19 +232,9 @@ class OneDNN(Peer):
         if not back:
             return call
         call.function(*call.args)  # fills mean, variance and the workspace
-        backward, dgamma, dbeta = c_void_p(), np.empty_like(gamma), np.empty_like(gamma)
-        self._check(
-            "dnnl_batch_normalization_backward_primitive_desc_create",
-            byref(backward),
-            self._engine,
-            c_int(BACKWARD),
-            desc,
-            desc,
-            desc,
-            c_float(1e-5),
-            c_uint(flags),
-            forward,
-            None,
+        dgamma, dbeta = np.empty_like(gamma), np.empty_like(gamma)
+        backward = self._primitive(
+            "batch_normalization_backward", c_int(BACKWARD), desc, desc, desc, c_float(1e-5), c_uint(flags), forward
         )
         del arguments[DST], arguments[SHIFT]
         arguments |= {
@@ -318,21 +246,10 @@ class OneDNN(Peer):
         return self._execute(backward, arguments, (out, dgamma, dbeta))
 
     def _layer(self, case: Case, data: Arrays) -> Call:
-        desc, forward = self._desc(case.shape), c_void_p()
+        desc = self._desc(case.shape)
         stat, affine = self._desc(case.shape[:-1]), self._desc(case.shape[-1:])
         flags, eps = c_uint(USE_SCALE | USE_SHIFT), c_float(1e-5)
-        self._check(
-            "dnnl_layer_normalization_forward_primitive_desc_create",
-            byref(forward),
-            self._engine,
-            c_int(TRAINING),
-            desc,
-            desc,
-            stat,
-            eps,
-            flags,
-            None,
-        )
+        forward = self._primitive("layer_normalization_forward", c_int(TRAINING), desc, desc, stat, eps, flags)
         gamma, beta, out = data["gamma"], data["beta"], data["out"]
         mean, variance = np.empty(case.shape[:-1], np.float32), np.empty(case.shape[:-1], np.float32)
         arguments = {
@@ -346,20 +263,9 @@ class OneDNN(Peer):
         if case.direction == "forward":
             return call
         call.function(*call.args)  # fills mean and variance
-        backward, dgamma, dbeta = c_void_p(), np.empty_like(gamma), np.empty_like(gamma)
-        self._check(
-            "dnnl_layer_normalization_backward_primitive_desc_create",
-            byref(backward),
-            self._engine,
-            c_int(BACKWARD),
-            desc,
-            desc,
-            desc,
-            stat,
-            eps,
-            flags,
-            forward,
-            None,
+        dgamma, dbeta = np.empty_like(gamma), np.empty_like(gamma)
+        backward = self._primitive(
+            "layer_normalization_backward", c_int(BACKWARD), desc, desc, desc, stat, eps, flags, forward
         )
         arguments |= {
             SHIFT: outputs[SHIFT],
