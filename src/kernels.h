@@ -45,7 +45,7 @@ typedef struct {
 /* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the
  * coefficients scale, shift, high, low, bias, centre, `width` elements apart; kind: the activation fused into the loop. */
 enum { FN_PLAIN, FN_RELU, FN_LEAKY };
-enum { FN_COLUMNS = 512 }; /* columns that the loops over columns take together */
+enum { FN_SETS = 32, FN_COLUMNS = 512 }; /* sets, and columns, that a loop over them takes together, at most */
 
 /* Sets, `apart` elements from each other, of runs, `stride` elements from each other, of n consecutive elements. */
 typedef struct {

@@ -8,6 +8,7 @@ cdef extern from "kernels.h" nogil:
         FN_PLAIN
         FN_RELU
         FN_LEAKY
+        FN_SETS
         FN_COLUMNS
         FN_LANES
         FN_PANEL

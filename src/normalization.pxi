@@ -12,7 +12,7 @@ from fastnn._table import ACTIVATIONS
 
 cdef enum:
     COEFFICIENTS = 6      # scale, shift, high, low, bias, centre
-    RUN = 32              # inner length from which on batch norm's channels are sets
+    RUN = 32              # the lanes of sums: inner length from which on batch norm's channels are sets
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
@@ -124,6 +124,7 @@ cdef inline double shift_at(const NormJob* job, Py_ssize_t i) noexcept nogil:
 
 include "normalization_exact.pxi"
 include "normalization_sets.pxi"
+include "normalization_sets_backward.pxi"
 include "normalization_columns.pxi"
 
 

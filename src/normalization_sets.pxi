@@ -1,13 +1,13 @@
 # Normalizations whose data comes in sets with statistics of their own: a channel of an NCHW batch (runs of H * W
 # elements, one in each sample), a row, a group of channels of a sample. Small neighbouring sets are taken together in a
 # chunk, so that they stay in the cache between sums and results, and their statistics are finished side by side.
-# Gradients of gamma and beta are summed over fixed blocks of samples, and the blocks' sums added in their order.
+# Gradients of gamma and beta are summed over fixed blocks of samples, and the blocks' sums added in their order: see
+# normalization_sets_backward.pxi.
 #
 # Within a set, a piece is what shares a gamma and a beta: a channel. Where every element has its own (layer norm, and
 # group norm of short runs), gamma and beta are the arrays `weights` and `offsets` over the elements of a sample.
 
 cdef enum:
-    TOGETHER = 32            # most sets, or pieces of several sets, in a chunk
     TOGETHER_VALUES = 32768  # most values in several sets
     OVERLAPPED = 2048        # least values of a set that is summed while another is written
     CHUNK_ARRAYS = 21
@@ -31,15 +31,15 @@ cdef struct Chunk:
     char* linear             # three
     char* row_gradients      # of the rows' gamma and beta, in their own arithmetic
 
-cdef double zeros[TOGETHER]
-cdef double ones[TOGETHER]
-for _number in range(TOGETHER):
+cdef double zeros[FN_SETS]
+cdef double ones[FN_SETS]
+for _number in range(FN_SETS):
     zeros[<int> _number] = 0.0
     ones[<int> _number] = 1.0
 
 
 cdef inline Py_ssize_t chunk_width(const NormJob* job) noexcept nogil:
-    return max(<Py_ssize_t> TOGETHER, job.channels)
+    return max(<Py_ssize_t> FN_SETS, job.channels)
 
 
 cdef inline Py_ssize_t gradient_width(const NormJob* job) noexcept nogil:
@@ -195,7 +195,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     cdef const char* offsets = NULL
     if job.staged or not in_loops(job):
         apply_blocks(job, chunk, first, count)
-    elif job.streamed and job.shape.n >= TOGETHER:
+    elif job.streamed and job.shape.n >= RUN:
         for number in range(pieces.sets):
             if job.weights != NULL:
                 weights = job.weights + first_weight(job, first + number) * job.itemsize
@@ -252,209 +252,6 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
                     job.loops.sums(job.x + at + apart, &run_shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
 
 
-# Backward.
-
-cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count,
-                   const double* mean) noexcept nogil:
-    """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on, and their gradients of the elements'
-    gamma and beta."""
-    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize
-    job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n,
-                            job.weights + first_weight(job, first + number) * job.itemsize,
-                            chunk.k + number * job.itemsize, chunk.width, mean + number, job.invstd + first + number,
-                            chunk.sums + number, chunk.row_gradients,
-                            chunk.row_gradients + job.shape.n * job.itemsize)
-
-
-cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, double* gradients) noexcept nogil:
-    """Add the gradients that row_sums has found to those of the block."""
-    job.loops.row_add(chunk.row_gradients, gradients, job.shape.n)
-    job.loops.row_add(chunk.row_gradients + job.shape.n * job.itemsize, gradients + gradient_width(job), job.shape.n)
-
-
-cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                     const double* mean) noexcept nogil:
-    """The sums of g, g * u and g * g of every piece."""
-    cdef fn_block g
-    cdef fn_sets pieces = pieces_of(job, count), shape
-    cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize
-    cdef Py_ssize_t most = BLOCK_BYTES // job.itemsize
-    memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
-    if job.weights != NULL:
-        row_sums(job, chunk, first, 0, count, mean)
-    elif in_loops(job):
-        shape = pieces
-        for turn in range(count_of(pieces.sets, TOGETHER)):  # a set may have more pieces
-            number = turn * TOGETHER
-            place = at + number * pieces.apart * job.itemsize
-            shape.sets = min(<Py_ssize_t> TOGETHER, pieces.sets - number)
-            job.loops.back_sums(job.dy + place, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width,
-                                job.kind, job.slope, chunk.sums + number)
-    else:
-        for number in range(pieces.sets):
-            for run in range(pieces.runs):
-                for turn in range(count_of(pieces.n, most)):
-                    done = turn * most
-                    n = min(most, pieces.n - done)
-                    shape = one_run(n)
-                    place = at + (number * pieces.apart + run * pieces.stride + done) * job.itemsize
-                    job.loops.apply(job.x + place, g.bytes, &shape, chunk.k + number * job.itemsize, chunk.width,
-                                    FN_PLAIN, 0.0)
-                    gradient_block(job, job.dy + place, g.bytes, n)
-                    job.loops.back_sums(g.bytes, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width,
-                                        FN_PLAIN, 0.0, chunk.sums + number)
-
-
-cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                      const double* mean) noexcept nogil:
-    """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
-    cdef const double* invstd = job.invstd + first
-    cdef const double* gamma = ones
-    cdef const double* products = chunk.sums + chunk.width
-    cdef const double* squares = products + chunk.width
-    if job.channels:
-        gamma = job.gamma + first % job.groups * job.channels
-    if job.channels < 2:
-        return job.loops.forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
-                               job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
-    return job.loops.group_forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
-                                 job.centred, count, job.channels, chunk.linear, chunk.gradients, chunk.doubtful) != 0
-
-
-cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
-                            Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` pieces from `number` on, where it cannot be written as it is computed or has an
-    activation of the table."""
-    cdef fn_block block, g
-    cdef fn_sets pieces = pieces_of(job, 1), shape
-    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, piece
-    cdef const char* k
-    cdef const char* linear
-    for piece in range(number, number + count):
-        k = chunk.k + piece * job.itemsize
-        linear = chunk.linear + piece * job.itemsize
-        for run in range(pieces.runs):
-            for turn in range(count_of(pieces.n, most)):
-                done = turn * most
-                n = min(most, pieces.n - done)
-                at = (first * job.shape.apart + piece * pieces.apart + run * pieces.stride + done) * job.itemsize
-                shape = one_run(n)
-                if job.weights != NULL:
-                    job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, 1, n,
-                                             job.weights + (first_weight(job, first + piece) + done) * job.itemsize,
-                                             linear, k, chunk.width, False, 0)
-                elif in_loops(job):
-                    job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind,
-                                         job.slope, False, 0)
-                else:
-                    job.loops.apply(job.x + at, g.bytes, &shape, k, chunk.width, FN_PLAIN, 0.0)
-                    gradient_block(job, job.dy + at, g.bytes, n)
-                    job.loops.back_apply(g.bytes, job.x + at, block.bytes, &shape, linear, k, chunk.width, FN_PLAIN,
-                                         0.0, False, 0)
-                emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
-
-
-cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
-                            Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` pieces from `number` on."""
-    cdef fn_sets pieces = pieces_of(job, 1)
-    cdef Py_ssize_t at = (first * job.shape.apart + number * pieces.apart) * job.itemsize
-    cdef const char* k = chunk.k + number * job.itemsize
-    cdef const char* linear = chunk.linear + number * job.itemsize
-    if job.staged or not in_loops(job):
-        back_apply_blocks(job, chunk, first, number, count)
-    elif job.weights != NULL:
-        job.loops.row_back_apply(job.dy + at, job.x + at, job.result + at, count, job.shape.n,
-                                 job.weights + first_weight(job, first + number) * job.itemsize, linear, k, chunk.width,
-                                 job.streamed, count * job.shape.apart)
-    else:
-        pieces.sets = count
-        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind,
-                             job.slope, job.streamed, count * job.shape.apart)
-
-
-cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                              const double* mean) noexcept nogil:
-    """dx set by set, in double where a set is doubtful; there the gradients of gamma and beta are corrected too."""
-    cdef fn_sets pieces = pieces_of(job, 1)
-    cdef Py_ssize_t number, piece, at
-    for number in range(count):
-        at = number * pieces.sets
-        if chunk.doubtful[number] == 0:
-            back_apply_pieces(job, chunk, first, at, pieces.sets)
-            continue
-        exact_gradients(job, first + number, mean[number], job.invstd[first + number], &pieces,
-                        job.gamma + (first + number) % job.groups * job.channels,
-                        <const float*> chunk.k + at, chunk.width, chunk.sums + at)
-        for piece in range(at, at + pieces.sets):
-            chunk.gradients[piece] = chunk.sums[chunk.width + piece] * job.invstd[first + number]
-            chunk.gradients[chunk.width + piece] = chunk.sums[piece]
-
-
-cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                                   const double* mean, double* gradients) noexcept nogil:
-    """dx and the gradients of the elements' gamma and beta, in double where a row is doubtful; the rows between two
-    such are summed again, without them."""
-    cdef Py_ssize_t number = 0, end
-    while number < count:
-        end = number + 1
-        if chunk.doubtful[number]:
-            exact_row(job, first + number, mean[number], job.invstd[first + number], gradients,
-                      gradients + gradient_width(job))
-        else:
-            while end < count and not chunk.doubtful[end]:
-                end += 1
-            row_sums(job, chunk, first, number, end - number, mean)
-            add_row_gradients(job, chunk, gradients)
-            back_apply_pieces(job, chunk, first, number, end - number)
-        number = end
-
-
-cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                         double* gradients) noexcept nogil:
-    cdef const double* mean = job.mean + first if job.centred else &zeros[0]
-    cdef Py_ssize_t width = gradient_width(job), i
-    cdef bint doubtful
-    chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
-    chunk_sums(job, chunk, first, count, mean)
-    doubtful = chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4
-    gradients += first % job.groups * (width // job.groups)
-    if doubtful and job.weights != NULL:
-        back_apply_doubtful_rows(job, chunk, first, count, mean, gradients)
-        return
-    if doubtful:
-        back_apply_doubtful(job, chunk, first, count, mean)
-    else:
-        back_apply_pieces(job, chunk, first, 0, pieces_of(job, count).sets)
-    if job.weights != NULL:
-        add_row_gradients(job, chunk, gradients)
-    for i in range(count * job.channels):
-        gradients[i] += chunk.gradients[i]
-        gradients[width + i] += chunk.gradients[chunk.width + i]
-
-
-cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end,
-                        double* gradients) noexcept nogil:
-    cdef Py_ssize_t count
-    while begin < end:
-        count = chunk_sets(job, begin, end)
-        backward_chunk(job, chunk, begin, count, gradients)
-        begin += count
-
-
-cdef void backward_unit(const NormJob* job, Chunk* chunk, Py_ssize_t number) noexcept nogil:
-    """One slice of the sets of each sample of one block."""
-    cdef Py_ssize_t block = number // job.slices, slice = number % job.slices, sample
-    cdef Py_ssize_t begin = job.groups * slice // job.slices, end = job.groups * (slice + 1) // job.slices
-    cdef Py_ssize_t first = block * job.block, last = min(job.sets // job.groups, first + job.block)
-    cdef double* gradients = job.partial + block * 2 * gradient_width(job)
-    if job.slices == 1:
-        backward_sets(job, chunk, first * job.groups, last * job.groups, gradients)
-    else:
-        for sample in range(first, last):
-            backward_sets(job, chunk, sample * job.groups + begin, sample * job.groups + end, gradients)
-
-
 # The job.
 
 cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t runs,
@@ -475,7 +272,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.runs = runs
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
-    job.most = max(least, min(TOGETHER // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
+    job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
     job.block = max(max(least, (samples + SET_BLOCKS - 1) // SET_BLOCKS), SLICE_VALUES // (groups * runs * job.shape.n))
     job.blocks = (samples + job.block - 1) // job.block
     job.slices = 1 if channels == 0 else max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups),
