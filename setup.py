@@ -54,7 +54,7 @@ LEVELS = {"__x86_64__": {"baseline": [], "v3": X86_V3, "v4": X86_V4}, "__aarch64
 
 
 def render_templates() -> None:
-    """Write what follows from the table (loops, public functions, row numbers) to src/generated."""
+    """Write what is the same for every row of the table, or for float and double, to src/generated."""
     rows = runpy.run_path("fastnn/_table.py")["ACTIVATIONS"]
     GENERATED.mkdir(exist_ok=True)
     for template in SRC.glob("*.tp"):

@@ -1,5 +1,5 @@
 /* Elementary functions in float32. Included by elementary.h, which says what they may be made of; src/fit.py makes the
-   coefficients.
+   coefficients but those of gelu, softplus and tanh.
 
    exp is handed out in parts, e^x = (hi + lo) * 2^k with about four bits more than a float, so that sigmoid, silu, gelu
    and the others can work on the parts and round and scale once at the end. k is a float that holds an integer: adding

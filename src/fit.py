@@ -1,10 +1,12 @@
-"""Regenerate every polynomial coefficient of the headers: ``python src/fit.py [name ...]``.
+"""Regenerate the polynomial coefficients of the headers: ``python src/fit.py [name ...]``.
 
 Each fit is a weighted minimax polynomial, found by Lawson's iteration in mpmath. The coefficients are rounded to the
 format one after the other, the most sensitive (lowest) first, and the rest is fitted again after each rounding, so that
 the rounded polynomial is about as good as the ideal one. Printed for each: the largest weighted error of the rounded
 polynomial, in units of the format's half ulp of one, then the coefficients from the constant term up; of cubics that
 are evaluated as (r^2 + a)(b r + c) + d, a, b, c and d.
+
+Not made here are the coefficients of float32's gelu, softplus and tanh, which have polynomials of their own.
 
 Only mpmath is needed. Nothing here runs at build time: the printed constants are pasted into the headers.
 """

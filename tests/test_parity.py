@@ -15,6 +15,7 @@ import fastnn.reference as ref
 import fastnn.reference.activations
 import fastnn.reference.normalization
 from fastnn._table import ACTIVATIONS, BY_NAME
+from fastnn.backends import _functions
 from fastnn.bench.checks import MONOTONE, ODD, RANGE
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,7 @@ def test_a_row_has_everything(row):
         assert row.formula.split(",")[0] in " ".join(getattr(fn, row.name).__doc__.split())
         assert row.derivative in " ".join(getattr(fn, row.name + "_backward").__doc__.split())
     assert row.source, f"the row {row.name} does not say where the function comes from"
+    assert row.function in _functions._SECOND, f"fastnn/backends/_functions.py has no second derivative of {row.function}"
 
 
 def test_test_cases_are_of_rows_that_exist():
