@@ -33,7 +33,8 @@ class Activation:
     bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
     bound64: tuple[float, float] = (2.0, 2.0)  # ... and float64
     at_defaults: bool = False  # whether activations.pxd has a faster pair name_at_defaults, name_at_defaults_backward
-    public: str = ""  # the public function that reaches this kernel, where its name is another (gelu's variants)
+    public: str = ""  # the public function that reaches this kernel, where its name is another (gelu's variants) ...
+    options: tuple[tuple[str, str], ...] = ()  # ... and with which arguments
 
     @property
     def function(self) -> str:
@@ -144,6 +145,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "(1 + tanh(u)) / 2 + x / 2 * (1 - tanh(u)**2) * du/dx",
         cost=11,
         public="gelu",
+        options=(("approximate", "tanh"),),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
     ),
     Activation(

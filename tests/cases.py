@@ -47,11 +47,9 @@ class Case:
 
     def keywords(self, dtype: Any = np.float64) -> dict[str, Any]:
         """The parameters as the kernel for `dtype` rounds them."""
-        if self.row.name == "gelu_tanh":
-            return {"approximate": "tanh"}
         compute = np.float64 if dtype == np.float64 else np.float32
         given = {p.name: p.default for p in self.row.params} | dict(self.params)
-        return {name: float(compute(value)) for name, value in given.items()}
+        return {name: float(compute(value)) for name, value in given.items()} | dict(self.row.options)
 
     def forward(self, module: ModuleType, x: Any, out: Any = None) -> Array:
         return getattr(module, self.row.function)(x, **self.keywords(), out=out)

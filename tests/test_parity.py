@@ -43,7 +43,9 @@ def test_a_row_has_everything(row):
         assert row.formula.split(",")[0] in " ".join(getattr(fn, row.name).__doc__.split())
         assert row.derivative in " ".join(getattr(fn, row.name + "_backward").__doc__.split())
     assert row.source, f"the row {row.name} does not say where the function comes from"
-    assert row.function in _functions._SECOND, f"fastnn/backends/_functions.py has no second derivative of {row.function}"
+    assert row.function in _functions._SECOND, (
+        f"fastnn/backends/_functions.py has no second derivative of {row.function}"
+    )
 
 
 def test_test_cases_are_of_rows_that_exist():

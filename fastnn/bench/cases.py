@@ -104,7 +104,6 @@ def shape_label(shape: Shape) -> str:
 
 def _activation_ops() -> Iterator[Op]:
     for row in ACTIVATIONS:
-        options = (("approximate", "tanh"),) if row.name == "gelu_tanh" else ()
         function = row.function
         yield Op(
             row.name,
@@ -115,7 +114,7 @@ def _activation_ops() -> Iterator[Op]:
             ELEMENTS,
             QUICK_ELEMENTS,
             row.saved,
-            options,
+            row.options,
         )
 
 

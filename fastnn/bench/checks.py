@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,14 +46,15 @@ class ChunkResult(NamedTuple):
     last: float
 
 
-def kernel(row: Activation, direction: str, saved: Array, dy: Array | None = None, **kwargs: Any) -> Array:
-    """Call the installed kernel; dy is 1 unless given."""
-    if row.name == "gelu_tanh":
-        kwargs["approximate"] = "tanh"
+def call(
+    module: ModuleType, row: Activation, direction: str, saved: Array, dy: Array | None = None, **kwargs: Any
+) -> Array:
+    """A row's function of fastnn or of its NumPy twin; dy is 1 unless given."""
+    kwargs |= row.options
     if direction == "forward":
-        return np.asarray(getattr(fastnn, row.function)(saved, **kwargs))
+        return np.asarray(getattr(module, row.function)(saved, **kwargs))
     dy = np.ones_like(saved) if dy is None else dy
-    return np.asarray(getattr(fastnn, row.function + "_backward")(dy, saved, **kwargs))
+    return np.asarray(getattr(module, row.function + "_backward")(dy, saved, **kwargs))
 
 
 def check_levels(
@@ -76,8 +78,8 @@ def check_levels(
     former: tuple[Array, Array | None, ChunkResult] | None = None
     for level in levels:
         with fastnn.runtime.use_isa(level), fastnn.runtime.threads(1):
-            got = kernel(row, direction, saved)
-            mirrored = kernel(row, direction, -saved) if direction == "forward" and row.name in ODD else None
+            got = call(fastnn, row, direction, saved)
+            mirrored = call(fastnn, row, direction, -saved) if direction == "forward" and row.name in ODD else None
         if former and _same(former[0], got) and _same(former[1], mirrored):
             results[level] = former[2]
             continue
@@ -128,13 +130,10 @@ def special_values(row: Activation, direction: str, dtype: str, levels: Iterable
     gradients = (1.0,) if direction == "forward" else ((1.0, np.nan, np.inf) if piecewise else (1.0, np.nan))
     for gradient in gradients:
         dy = np.full_like(saved, gradient)
-        if direction == "forward":
-            want = kernel_reference(row, direction, saved, None)
-        else:
-            want = kernel_reference(row, direction, saved, dy)
+        want = call(reference, row, direction, saved, dy)
         for level in levels:
             with fastnn.runtime.use_isa(level):
-                got = kernel(row, direction, saved, dy)
+                got = call(fastnn, row, direction, saved, dy)
             # either zero is right where negative numbers become zero, and a derivative of 0 has no sign worth keeping
             signed = direction == "forward" and row.name not in ("relu", "relu6")
             wrong = _kind(got, signed) != _kind(want, signed)
@@ -147,13 +146,6 @@ def special_values(row: Activation, direction: str, dtype: str, levels: Iterable
                 text = f"{float(got[index])!r} at {at}, expected {float(want[index])!r}"
                 problems.setdefault(text, []).append(level)
     return [f"{text} on {', '.join(on)}" for text, on in problems.items()]
-
-
-def kernel_reference(row: Activation, direction: str, saved: Array, dy: Array | None) -> Array:
-    kwargs = {"approximate": "tanh"} if row.name == "gelu_tanh" else {}
-    if direction == "forward":
-        return np.asarray(getattr(reference, row.function)(saved, **kwargs))
-    return np.asarray(getattr(reference, row.function + "_backward")(dy, saved, **kwargs))
 
 
 def bits_differ(a: Array, b: Array) -> str:
@@ -179,17 +171,19 @@ def same_bits(
             x[::97] = oracle.ordered(rng.integers(-10_000_000, 10_000_000, x[::97].size), dtype)
             dy = rng.normal(size=x.size).astype(dtype)
             with fastnn.runtime.threads(1):
-                plain = kernel(row, direction, x, dy)
+                plain = call(fastnn, row, direction, x, dy)
 
             def report(check: str, problem: str, d: str = direction, t: str = dtype) -> None:
                 result.append(Outcome(row.name, check, not problem, f"{d} {t}: {problem}" if problem else ""))
 
             for level in levels:
                 with fastnn.runtime.use_isa(level), fastnn.runtime.threads(1):
-                    report("same bits on all levels", bits_differ(plain, kernel(row, direction, x, dy)))
+                    report("same bits on all levels", bits_differ(plain, call(fastnn, row, direction, x, dy)))
             for count in (2, 3):
                 with fastnn.runtime.threads(count):
-                    report("same bits on any number of threads", bits_differ(plain, kernel(row, direction, x, dy)))
+                    report(
+                        "same bits on any number of threads", bits_differ(plain, call(fastnn, row, direction, x, dy))
+                    )
             report("same bits at any offset, stride and in pieces", _pieces(row, direction, x, dy, plain))
     return result
 
@@ -198,20 +192,20 @@ def _pieces(row: Activation, direction: str, x: Array, dy: Array, plain: Array) 
     x, dy, plain = x[:4200], dy[:4200], plain[:4200]
     for offset in (1, 2, 3, 5, 8, 15, 16, 17, 31):
         out = np.empty(x.size + 40, x.dtype)[offset : offset + x.size - offset]
-        problem = bits_differ(plain[offset:], kernel(row, direction, x[offset:], dy[offset:], out=out))
+        problem = bits_differ(plain[offset:], call(fastnn, row, direction, x[offset:], dy[offset:], out=out))
         if problem:
             return f"offset {offset}: {problem}"
     start = 0
     for length in (1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 127, 255, 1023, 2000):
         part = slice(start, start + length)
-        problem = bits_differ(plain[part], kernel(row, direction, x[part], dy[part]))
+        problem = bits_differ(plain[part], call(fastnn, row, direction, x[part], dy[part]))
         if problem:
             return f"piece of {length}: {problem}"
         start += length
     for name, view in (("stride 3", slice(None, None, 3)), ("stride -1", slice(None, None, -1))):
-        problem = bits_differ(plain[view], kernel(row, direction, x[view], dy[view]))
+        problem = bits_differ(plain[view], call(fastnn, row, direction, x[view], dy[view]))
         if problem:
             return f"{name}: {problem}"
     target = x.copy()
-    problem = bits_differ(plain, kernel(row, direction, target, dy, out=target))
+    problem = bits_differ(plain, call(fastnn, row, direction, target, dy, out=target))
     return f"in place: {problem}" if problem else ""

@@ -113,10 +113,7 @@ def keys_of(chunk: tuple[int, int, int], full: bool) -> Array:
 def _parameters(row: Activation, dtype: str) -> dict[str, Any]:
     """The defaults as the kernel sees them: rounded to the dtype it computes in."""
     kind = np.float64 if dtype == "float64" else np.float32
-    values: dict[str, Any] = {parameter.name: float(kind(parameter.default)) for parameter in row.params}
-    if row.name == "gelu_tanh":
-        values["approximate"] = "tanh"
-    return values
+    return {parameter.name: float(kind(parameter.default)) for parameter in row.params} | dict(row.options)
 
 
 def exact_float64(row: Activation, direction: str, saved: Array) -> Array:
