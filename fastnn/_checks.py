@@ -297,6 +297,21 @@ def group_axis(axis: Any, ndim: int) -> int:
     return number
 
 
+def array_and_axis(x: Any, axis: Any, at_least: int = 2, samples: bool = False) -> tuple[Array, int]:
+    """The input of a normalization, and its axis from the front; with samples, whose axis is the first."""
+    x = as_input(x)
+    check_ndim(x, at_least)
+    return x, (group_axis if samples else normalize_axis)(axis, x.ndim)
+
+
+def gradient_and_axis(dy: Any, x: Any, axis: Any, at_least: int = 2, samples: bool = False) -> tuple[Array, Array, int]:
+    """The same for backward, and dy."""
+    dy = as_input(dy, "dy")
+    x, axis = array_and_axis(x, axis, at_least, samples)
+    check_same_shape(dy, x, "x")
+    return dy, x, axis
+
+
 def overlaps(a: Array, b: Array) -> bool:
     """Whether the two arrays may share memory, judged by their bounds."""
     return np.may_share_memory(a, b)

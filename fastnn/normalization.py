@@ -71,7 +71,7 @@ def batch_norm(
     result = _core.batch_norm(x, gamma, beta, eps, axis, activation, out)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
     gamma = _vector(gamma, x.shape[axis], "gamma", out)
     beta = _vector(beta, x.shape[axis], "beta", out)
@@ -119,7 +119,7 @@ def batch_norm_backward(
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     if result is not None:
         return result
-    dy, x, axis = _gradient_and_axis(dy, x, axis)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis)
     dtype = _checks.result_dtype(dy, x)
     channels = x.shape[axis]
     theirs = _gradient_dtype(gamma, x)
@@ -161,7 +161,7 @@ def batch_norm_inference(
     y = _core.batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out)
     if y is not None:
         return y
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
     mean = _vector(mean, x.shape[axis], "mean", out)
     var = _vector(var, x.shape[axis], "var", out)
@@ -188,7 +188,7 @@ def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
     result = _core.batch_stats(x, axis)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     _check_channels(x, axis)
     mean, var = np.empty(x.shape[axis]), np.empty(x.shape[axis])
     for piece in _by_channel(axis, None, x):
@@ -218,7 +218,7 @@ def layer_norm(
     result = _core.layer_norm(x, gamma, beta, eps, axis, out)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis, 1)
+    x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
     gamma, beta = _columns(gamma, x, axis, "gamma", dtype, out), _columns(beta, x, axis, "beta", dtype, out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
@@ -246,7 +246,7 @@ def layer_norm_backward(
     result = _core.layer_norm_backward(dy, x, mean, invstd, gamma, axis, out)
     if result is not None:
         return result
-    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
     mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64, out)
     invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64, out)
@@ -274,7 +274,7 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
     result = _core.rms_norm(x, gamma, eps, axis, out)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis, 1)
+    x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
     gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
@@ -299,7 +299,7 @@ def rms_norm_backward(
     result = _core.rms_norm_backward(dy, x, invrms, gamma, axis, out)
     if result is not None:
         return result
-    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
     invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64, out)
     gamma = _columns(gamma, x, axis, "gamma", dtype, out)
@@ -332,7 +332,7 @@ def group_norm(
     result = _core.group_norm(x, groups, gamma, beta, eps, axis, out)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis, samples=True)
+    x, axis = _checks.array_and_axis(x, axis, samples=True)
     return _group_norm(x, _checks.check_groups(groups, x.shape[axis]), gamma, beta, eps, axis, out)
 
 
@@ -357,7 +357,7 @@ def group_norm_backward(
     result = _core.group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
     if result is not None:
         return result
-    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
     return _group_norm_backward(dy, x, mean, invstd, _checks.check_groups(groups, x.shape[axis]), gamma, axis, out)
 
 
@@ -371,7 +371,7 @@ def instance_norm(
     result = _core.instance_norm(x, gamma, beta, eps, axis, out)
     if result is not None:
         return result
-    x, axis = _array_and_axis(x, axis, samples=True)
+    x, axis = _checks.array_and_axis(x, axis, samples=True)
     return _group_norm(x, x.shape[axis], gamma, beta, eps, axis, out)
 
 
@@ -382,7 +382,7 @@ def instance_norm_backward(
     result = _core.instance_norm_backward(dy, x, mean, invstd, gamma, axis, out)
     if result is not None:
         return result
-    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
     return _group_norm_backward(dy, x, mean, invstd, x.shape[axis], gamma, axis, out)
 
 
@@ -425,21 +425,6 @@ def _group_norm_backward(
 
 
 # --- arguments that need preparation -----------------------------------------------------------------------------
-
-
-def _array_and_axis(x: Any, axis: Any, at_least: int = 2, samples: bool = False) -> tuple[Array, int]:
-    x = _checks.as_input(x)
-    _checks.check_ndim(x, at_least)
-    return x, (_checks.group_axis if samples else _checks.normalize_axis)(axis, x.ndim)
-
-
-def _gradient_and_axis(
-    dy: Any, x: Any, axis: Any, at_least: int = 2, samples: bool = False
-) -> tuple[Array, Array, int]:
-    dy = _checks.as_input(dy, "dy")
-    x, axis = _array_and_axis(x, axis, at_least, samples)
-    _checks.check_same_shape(dy, x, "x")
-    return dy, x, axis
 
 
 def _vector(v: Any, shape: int | tuple[int, ...], name: str, out: Any) -> Array:

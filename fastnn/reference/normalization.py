@@ -73,7 +73,7 @@ def batch_norm(
     of an elementwise activation (another name is a ValueError), is applied to y with its defaults. One value a channel
     gives beta. `out` receives y.
     """
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
     gamma = _optional_vector(gamma, x.shape[axis], "gamma")
     beta = _optional_vector(beta, x.shape[axis], "beta")
@@ -107,7 +107,7 @@ def batch_norm_backward(
     mean and invstd are what `batch_norm` returned. With `activation`, dy is first taken through its derivative at
     gamma * x_hat + beta, so it needs the forward call's gamma and beta. `out` receives dx.
     """
-    dy, x, axis = _gradient_and_axis(dy, x, axis)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis)
     dtype = _checks.result_dtype(dy, x)
     channels = x.shape[axis]
     mean = _checks.channel_vector(mean, channels, "mean", np.float64)
@@ -143,7 +143,7 @@ def batch_norm_inference(
     out: Array | None = None,
 ) -> Array:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, mean and var given, (C,) both: the running statistics."""
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
     channels = x.shape[axis]
     mean = _checks.channel_vector(mean, channels, "mean", np.float64)
@@ -161,7 +161,7 @@ def batch_norm_inference(
 
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> tuple[Array, Array]:
     """(mean, var), float64 (C,): over every axis but `axis`; var is the biased variance, sum((x - mean)**2) / n."""
-    x, axis = _array_and_axis(x, axis)
+    x, axis = _checks.array_and_axis(x, axis)
     others = _all_but(axis, x.ndim)
     _check_block(x, others)
     with np.errstate(all="ignore"):
@@ -193,7 +193,7 @@ def layer_norm(
 
     gamma and beta have shape x.shape[axis:] or are None. `out` receives y.
     """
-    x, axis = _array_and_axis(x, axis, 1)
+    x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
     gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
     beta = _optional_vector(beta, x.shape[axis:], "beta")
@@ -221,7 +221,7 @@ def layer_norm_backward(
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta are the sums of dy * x_hat and of dy over
     the rows. `out` receives dx.
     """
-    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype = _checks.result_dtype(dy, x)
     mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64)
     invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64)
@@ -245,7 +245,7 @@ def rms_norm(
 
     invrms is float64 x.shape[:axis]; gamma has shape x.shape[axis:] or is None. `out` receives y.
     """
-    x, axis = _array_and_axis(x, axis, 1)
+    x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
     gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
     eps = _checks.real_param(eps, "eps", "nonnegative")
@@ -271,7 +271,7 @@ def rms_norm_backward(
 
     dgamma is the sum of dy * x_hat over the rows. `out` receives dx.
     """
-    dy, x, axis = _gradient_and_axis(dy, x, axis, 1)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype = _checks.result_dtype(dy, x)
     invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64)
     gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
@@ -307,7 +307,7 @@ def group_norm(
     The first axis is the samples', `axis` the channels'. groups must divide C, else ValueError. mean and invstd are
     float64 (N, groups); gamma and beta have shape (C,) or are None. `out` receives y.
     """
-    x, axis = _array_and_axis(x, axis, samples=True)
+    x, axis = _checks.array_and_axis(x, axis, samples=True)
     groups = _checks.check_groups(groups, x.shape[axis])
     return _group_norm(x, groups, gamma, beta, eps, axis, out)
 
@@ -328,7 +328,7 @@ def group_norm_backward(
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta, (C,), are the sums of dy * x_hat and of dy
     over samples and positions. `out` receives dx.
     """
-    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
     groups = _checks.check_groups(groups, x.shape[axis])
     return _group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
 
@@ -343,7 +343,7 @@ def instance_norm(
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, mean, invstd): `group_norm` with a group for every channel; mean and invstd are float64 (N, C)."""
-    x, axis = _array_and_axis(x, axis, samples=True)
+    x, axis = _checks.array_and_axis(x, axis, samples=True)
     return _group_norm(x, x.shape[axis], gamma, beta, eps, axis, out)
 
 
@@ -358,7 +358,7 @@ def instance_norm_backward(
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dgamma, dbeta): `group_norm_backward` with a group for every channel."""
-    dy, x, axis = _gradient_and_axis(dy, x, axis, samples=True)
+    dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
     return _group_norm_backward(dy, x, mean, invstd, x.shape[axis], gamma, axis, out)
 
 
@@ -409,21 +409,6 @@ def _split_groups(x: Array, groups: int, axis: int) -> tuple[Array, Axes]:
 
 
 # --- what they share ---------------------------------------------------------------------------------------------
-
-
-def _array_and_axis(x: Any, axis: Any, at_least: int = 2, samples: bool = False) -> tuple[Array, int]:
-    x = _checks.as_input(x)
-    _checks.check_ndim(x, at_least)
-    return x, (_checks.group_axis if samples else _checks.normalize_axis)(axis, x.ndim)
-
-
-def _gradient_and_axis(
-    dy: Any, x: Any, axis: Any, at_least: int = 2, samples: bool = False
-) -> tuple[Array, Array, int]:
-    dy = _checks.as_input(dy, "dy")
-    x, axis = _array_and_axis(x, axis, at_least, samples)
-    _checks.check_same_shape(dy, x, "x")
-    return dy, x, axis
 
 
 def _optional_vector(v: Any, shape: int | tuple[int, ...], name: str) -> Array | None:
