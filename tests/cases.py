@@ -1,4 +1,4 @@
-"""What is tested: every row of the table with its parameters, the inputs, the layouts and the tolerances.
+"""What is tested: every row of the table with its parameters, the inputs, the layouts, the tolerances; and how.
 
 A new row is tested with its default parameters from the moment it is in the table; the dictionaries here only add what
 the table does not know.
@@ -6,15 +6,20 @@ the table does not know.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+import fastnn as fn
 import fastnn.reference as ref
 from fastnn._table import ACTIVATIONS, Activation
 from fastnn.bench.oracle import interior_zero, ulp_error
@@ -175,3 +180,26 @@ def layouts(values: Array, folder: Any) -> Iterator[tuple[str, Array]]:
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
         file.write(values.tobytes())
     yield "read-only memmap", np.memmap(file.name, values.dtype, "r", shape=values.shape)
+
+
+class Tagged(np.ndarray):
+    """A subclass with an attribute of its own."""
+
+    def __array_finalize__(self, obj):
+        if obj is not None:
+            self.tag = getattr(obj, "tag", None)
+
+
+def run(script: str, **environment: str) -> tuple[str, str]:
+    """Run a script in a fresh interpreter, where fastnn is imported with this environment; its output and errors."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("FASTNN_ISA", "FASTNN_NUM_THREADS", "OMP_NUM_THREADS")}
+    path = os.pathsep.join([str(Path(fn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**clean, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from cases import DTYPES, Tagged
+from norms import close, layouts, near, same_bits
 from numpy.exceptions import AxisError
-from test_buffers import Tagged
 
 import fastnn.reference as reference
 from fastnn import normalization as fn
@@ -26,7 +27,6 @@ SHAPES = [
     ((5, 6, 7, 3), 2),
     ((40, 6, 7, 7), 1),
 ]
-DTYPES = [np.float32, np.float64, np.float16]
 ACTIVATIONS = [None, "relu", "leaky_relu", "sigmoid", "silu"]
 
 
@@ -36,18 +36,6 @@ def arrays(shape, axis, dtype, seed=0):
     dy = rng.standard_normal(shape).astype(dtype)
     gamma, beta = rng.standard_normal((2, shape[axis])).astype(dtype)
     return x, dy, gamma, beta
-
-
-def close(result, expected, dtype, scale=None):
-    """Within a few roundings of the dtype, beside the largest element or the scale given."""
-    expected = np.asarray(expected, np.float64)
-    scale = np.max(np.abs(expected)) if scale is None else scale
-    tolerance = {2: 1e-3, 4: 4e-7, 8: 1e-12}[np.dtype(dtype).itemsize]
-    return np.max(np.abs(np.asarray(result, np.float64) - expected), initial=0) <= tolerance * max(1.0, scale)
-
-
-def same_bits(a, b):
-    return all(p.dtype == q.dtype and p.tobytes() == q.tobytes() for p, q in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -138,12 +126,6 @@ def test_normalized_output_is_exact_to_4e_7(count, ratio, scale, isa):
                 assert np.max(np.abs(fn.batch_norm(a, eps=eps, axis=axis)[0] - want)) <= 4e-7
 
 
-def near(result, exact, terms=0.0):
-    """Within 1e-5 of the largest element; or subnormal, or nothing but what rounding leaves of its terms."""
-    floor = 2 * np.finfo(np.float32).smallest_subnormal + 4e-12 * terms
-    return np.max(np.abs(result - exact)) <= 1e-5 * np.max(np.abs(exact)) + floor
-
-
 @pytest.mark.parametrize("isa", runtime.available_isas())
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
 @pytest.mark.parametrize("ratio", [0, 100, 1e4])
@@ -200,24 +182,6 @@ def test_nan_and_inf_stay_in_their_channel(shape, axis, bad):
             result, expected = np.moveaxis(result, axis, 0), np.moveaxis(expected, axis, 0)
             assert np.isnan(result[channel]).all()
             assert np.array_equal(np.delete(result, channel, 0), np.delete(expected, channel, 0))
-
-
-def layouts(x):
-    swapped = x.astype(x.dtype.newbyteorder())
-    spaced = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)[..., ::2]
-    spaced[...] = x
-    memory = np.zeros(x.nbytes + 1, np.uint8)[1:]
-    misaligned = memory.view(x.dtype).reshape(x.shape)
-    misaligned[...] = x
-    return {
-        "fortran": np.asfortranarray(x),
-        "swapped": swapped,
-        "spaced": spaced,
-        "misaligned": misaligned,
-        "reversed": x[::-1].copy()[::-1],
-        "permuted": np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1),
-        "list": x.tolist(),
-    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import DTYPES, assert_same_bits, defaults, layouts, sample
+from cases import DTYPES, Tagged, assert_same_bits, defaults, layouts, sample
 
 import fastnn as fn
 from fastnn import _core
@@ -134,12 +134,6 @@ def test_byte_swapped_input_over_its_own_memory(isa):
     want = fn.tanh(raw)
     fn.tanh(swapped, out=out)
     assert_same_bits(out, want)
-
-
-class Tagged(np.ndarray):
-    def __array_finalize__(self, obj):
-        if obj is not None:
-            self.tag = getattr(obj, "tag", None)
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from test_threads import run
+from cases import run
 
 import fastnn as fn
 

@@ -6,8 +6,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from cases import DTYPES
+from norms import close, layouts, near, same_bits
 from numpy.exceptions import AxisError
-from test_batch_norm import DTYPES, close, layouts, near, same_bits
 
 import fastnn.reference as reference
 from fastnn import normalization as fn

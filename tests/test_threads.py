@@ -1,35 +1,18 @@
 """Threads: fork, concurrent callers, and where the number of threads comes from."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from cases import assert_same_bits, run
 
 import fastnn as fn
 
 BIG = np.linspace(-5, 5, 400_000, dtype=np.float32)
-
-
-def run(script, timeout=60, **environment):
-    """Run a script in a fresh interpreter, where fastnn is imported with this environment; its output."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("FASTNN_ISA", "FASTNN_NUM_THREADS", "OMP_NUM_THREADS")}
-    path = os.pathsep.join([str(Path(fn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**clean, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), done.stderr
 
 
 FORK = """
