@@ -279,10 +279,14 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
                                                                 groups * runs * job.shape.n // SLICE_VALUES))
 
 
+cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
+    """Of work: a slice of a block of samples backward, a set forward."""
+    return job.blocks * job.slices if job.dy != NULL else job.sets
+
+
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
-    cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets
-    job.parts = parts_for(job.nanoseconds, units)
+    job.parts = parts_for(job.nanoseconds, units_of(job))
     job.room_size = CHUNK_ARRAYS * chunk_width(job) + (2 * job.shape.n if job.channels == 0 else 0)
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 
@@ -297,7 +301,7 @@ cdef void lay_out_sets(NormJob* job, double* scratch) noexcept:
 cdef void set_part(void* context, int part) noexcept nogil:
     cdef const NormJob* job = <const NormJob*> context
     cdef Chunk chunk
-    cdef Py_ssize_t units = job.blocks * job.slices if job.dy != NULL else job.sets, unit
+    cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
     open_chunk(job, part, &chunk)
     if job.dy != NULL:
