@@ -206,16 +206,16 @@ def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -
 
 
 def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None, out: Any = None) -> Array:
-    """`v` (gamma, mean, ...) as a native, contiguous array of exactly this shape, a copy where it overlaps `out`.
+    """`v` (gamma, mean, ...) as a native, contiguous, aligned array of exactly this shape.
 
-    Its own dtype stays, unless one is given.
+    A copy where it overlaps `out`. Its own dtype stays, unless one is given.
     """
     array = as_input(v, name)
     wanted = (shape,) if isinstance(shape, int) else shape
     if array.shape != wanted:
         raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}, to match x")
     with np.errstate(all="ignore"):
-        vector = np.asarray(array, dtype=array.dtype.newbyteorder("=") if dtype is None else dtype, order="C")
+        vector = np.require(array, array.dtype.newbyteorder("=") if dtype is None else dtype, ("C", "A"))
     return vector.copy() if isinstance(out, np.ndarray) and overlaps(vector, out) else vector
 
 

@@ -186,6 +186,27 @@ def test_results_over_gamma_and_statistics(what, shape):
             assert close(got, exact, np.float64)
 
 
+def misaligned(v):
+    return np.frombuffer(b"-" + v.tobytes(), v.dtype, offset=1).reshape(v.shape)
+
+
+def test_vectors_that_are_not_aligned():
+    x, dy = np.random.default_rng(2).normal(size=(2, 3, 4, 4))
+    vectors = np.array([[1.5, -2.0, 0.25, 3.0], [0.5, 1.0, -1.0, 2.0]])
+    for name, rest in (("batch_norm", ()), ("layer_norm", ()), ("group_norm", (2,)), ("instance_norm", ())):
+        forward, backward = getattr(fn, name), getattr(fn, name + "_backward")
+        y, *statistics = forward(x, *rest, *vectors)
+        assert same_bits(forward(x, *rest, *map(misaligned, vectors)), (y, *statistics))
+        dx = backward(dy, x, *map(misaligned, statistics), *rest, misaligned(vectors[0]))
+        assert same_bits(dx, backward(dy, x, *statistics, *rest, vectors[0]))
+    y, invrms = fn.rms_norm(x, vectors[0])
+    assert same_bits(fn.rms_norm(x, misaligned(vectors[0])), (y, invrms))
+    dx = fn.rms_norm_backward(dy, x, misaligned(invrms), misaligned(vectors[0]))
+    assert same_bits(dx, fn.rms_norm_backward(dy, x, invrms, vectors[0]))
+    given = [vectors[0], np.abs(vectors[0]), *vectors]
+    assert same_bits([fn.batch_norm_inference(x, *map(misaligned, given))], [fn.batch_norm_inference(x, *given)])
+
+
 @pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
 def test_no_channels_give_empty_results(functions):
     x = np.zeros((2, 0, 3))
