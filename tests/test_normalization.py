@@ -249,14 +249,14 @@ def check_rows(x, isa):
 @pytest.mark.parametrize("constant", [0.0, 0.1234, 1e30])
 def test_a_constant_row_gives_exactly_beta(constant, dtype):
     x = np.full((3, 8, 5), constant, dtype)
-    for eps in (0.0, 1e-5):
+    for eps in (0.0, 1e-5, 1e-300):
         beta = np.linspace(-1, 1, 5).astype(dtype)
         assert np.array_equal(fn.layer_norm(x, None, beta, eps=eps)[0], np.broadcast_to(beta, x.shape))
         beta = np.linspace(-1, 1, 8).astype(dtype)
         expected = np.broadcast_to(beta[:, None], x.shape)
         assert np.array_equal(fn.group_norm(x, 2, None, beta, eps=eps)[0], expected)
         assert np.array_equal(fn.instance_norm(x, None, beta, eps=eps)[0], expected)
-    assert not fn.rms_norm(np.zeros((2, 3), dtype), eps=0.0)[0].any()
+        assert not fn.rms_norm(np.zeros((2, 3), dtype), eps=eps)[0].any()
 
 
 def numeric_gradient(f, x, dy, step=1e-6):
