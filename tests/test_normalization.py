@@ -379,6 +379,17 @@ def test_batch_norm_layer(functions):
     assert "BatchNorm(5" in repr(layer)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_batch_norm_layer_raises_no_floating_point_warning(functions, decay):
+    layer = functions.BatchNorm(4, decay=decay, unbiased_running_var=True, dtype=np.float64)
+    x = np.array([[np.inf, np.nan, 1e154, 1e-200], [0.0, 1.0, -1e154, 0.0]])
+    with np.errstate(all="raise"):
+        for sign in (1, -1, 1):
+            layer.backward(layer.forward(sign * x))
+    assert layer.running_mean[2:].tolist() == pytest.approx([0, 0], abs=1e-190)
+
+
 # Every array that fastnn makes is asked of NumPy, and NumPy tells tracemalloc of it.
 @pytest.mark.parametrize(
     ("shape", "axis", "activation"),
