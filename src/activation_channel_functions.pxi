@@ -186,20 +186,18 @@ def prelu(x, slope, *, axis=1, out=None):
 
 cdef ndarray fitting_slope(object slope, ndarray x, object axis, int* along):
     """The slope, checked, in the dtype that is computed in for x, and its axis from the front."""
-    cdef Py_ssize_t number
     cdef int ndim = cnp.PyArray_NDIM(x)
     if (is_simple(slope) and cnp.PyArray_TYPE(<ndarray> slope) == cnp.PyArray_TYPE(x) and cnp.PyArray_TYPE(x) != NPY_HALF
             and type(axis) is int):
         if cnp.PyArray_NDIM(<ndarray> slope) == 0:
             along[0] = 0
             return <ndarray> slope
-        number = axis
-        if number < 0:
-            number += ndim
-        if (0 <= number < ndim and cnp.PyArray_NDIM(<ndarray> slope) == 1
-                and cnp.PyArray_DIM(<ndarray> slope, 0) == cnp.PyArray_DIM(x, number)):
-            along[0] = number
-            return <ndarray> slope
+        if cnp.PyArray_NDIM(<ndarray> slope) == 1 and -ndim <= <object> axis < ndim:
+            along[0] = axis
+            if along[0] < 0:
+                along[0] += ndim
+            if cnp.PyArray_DIM(<ndarray> slope, 0) == cnp.PyArray_DIM(x, along[0]):
+                return <ndarray> slope
     array, along[0] = _checks.as_slope(slope, (<object> x).shape, axis)
     return as_computed(array, _checks.result_dtype(x))
 
@@ -372,14 +370,11 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray un
 
 
 cdef int axis_from_front(object axis, ndarray x) except -1:
-    cdef Py_ssize_t number
-    if type(axis) is int:
+    cdef int number, ndim = cnp.PyArray_NDIM(x)
+    if type(axis) is int and -ndim <= <object> axis < ndim:
         number = axis
-        if number < 0:
-            number += cnp.PyArray_NDIM(x)
-        if 0 <= number < cnp.PyArray_NDIM(x):
-            return number
-    return _checks.normalize_axis(axis, cnp.PyArray_NDIM(x))
+        return number + ndim if number < 0 else number
+    return _checks.normalize_axis(axis, ndim)
 
 
 def maxout(x, pieces=2, axis=1, *, out=None):

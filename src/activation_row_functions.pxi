@@ -277,7 +277,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
             a = _checks.as_input(a, "x")
     x = <ndarray> a
     ndim = cnp.PyArray_NDIM(x)
-    if type(axis) is not int or not -max(ndim, 1) <= <Py_ssize_t> axis < max(ndim, 1):
+    if type(axis) is not int or not -max(ndim, 1) <= <object> axis < max(ndim, 1):
         axis = _checks.softmax_axis(axis, ndim)
     along = axis
     if along < 0:
