@@ -257,9 +257,18 @@ def as_labels(labels: Any, samples: int, classes: int) -> Array:
     return np.ascontiguousarray(array, dtype=np.intp)
 
 
-def check_pieces(pieces: Any, length: int, axis: int) -> int:
-    """maxout's number of pieces: an integer of at least 1 that divides the length of the axis."""
+def pieces_param(pieces: Any, units: int = 1) -> int:
+    """maxout's number of pieces: an integer of at least 1, so small that an axis can hold the pieces of all units."""
     number = integer_param(pieces, "pieces", 1)
+    most = np.iinfo(np.intp).max // max(units, 1)
+    if number > most:
+        raise ValueError(f"pieces is {number}; it must be at most {most}, for an axis of units * pieces elements")
+    return number
+
+
+def check_pieces(pieces: Any, length: int, axis: int) -> int:
+    """maxout's number of pieces, which must divide the length of the axis."""
+    number = pieces_param(pieces)
     if length % number:
         raise ValueError(f"axis {axis} of x has length {length}, which is not a multiple of pieces = {number}")
     return number
