@@ -46,14 +46,16 @@ cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* shar
             fn_parallel(task, job, parts)
 
 
-cdef inline double real_param(object value, str name, str must_be, object x) except? -1.0:
-    """A scalar parameter as a double, checked; one that float32 cannot hold is judged in the dtype that x is computed in."""
+cdef inline double real_param(object value, str name, str must_be, object x, object dy) except? -1.0:
+    """A scalar parameter as a double, checked and, where it is no plain float, rounded to the dtype computed in. x is what
+    was saved in the backward direction; dy is None forward."""
     cdef double number
     if type(value) is float:
         number = value
         if 1e-37 < number < 1e38 or (must_be == "finite" and -1e38 < number < 1e38):
             return number
-    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(_checks.as_input(x))))
+    arrays = [_checks.as_input(x)] if dy is None else [_checks.as_input(dy, "dy"), _checks.as_input(x, "saved")]
+    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(*arrays)))
 
 
 cdef inline bint is_plain(object x) noexcept:
