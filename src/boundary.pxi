@@ -234,14 +234,32 @@ cdef bint may_overlap(ndarray x, ndarray y):
 
 
 cdef bint same_elements(ndarray x, ndarray y):
-    """Whether x and y are the same memory, element by element (their shapes are equal)."""
+    """Whether x and y are the same memory, element by element, each of its own (their shapes are equal)."""
     cdef int axis
     if cnp.PyArray_BYTES(x) != cnp.PyArray_BYTES(y) or cnp.PyArray_ITEMSIZE(x) != cnp.PyArray_ITEMSIZE(y):
         return False
     for axis in range(cnp.PyArray_NDIM(x)):
         if cnp.PyArray_DIM(x, axis) != 1 and cnp.PyArray_STRIDE(x, axis) != cnp.PyArray_STRIDE(y, axis):
             return False
-    return True
+    return not may_repeat(y)
+
+
+cdef bint may_repeat(ndarray y):
+    """Whether two elements of y may share memory, as in a view that np.lib.stride_tricks made."""
+    cdef int i, j, ndim = cnp.PyArray_NDIM(y)
+    cdef Py_ssize_t step, other, inner
+    if cnp.PyArray_IS_C_CONTIGUOUS(y):
+        return False
+    for i in range(ndim):
+        step = abs(cnp.PyArray_STRIDE(y, i))
+        inner = cnp.PyArray_ITEMSIZE(y)  # bytes from first to last of what lies between two steps
+        for j in range(ndim):
+            other = abs(cnp.PyArray_STRIDE(y, j))
+            if cnp.PyArray_DIM(y, j) > 1 and (other < step or (other == step and j < i)):
+                inner += other * (cnp.PyArray_DIM(y, j) - 1)
+        if cnp.PyArray_DIM(y, i) > 1 and step < inner:
+            return True
+    return False
 
 
 cdef void describe(Operand* operand, ndarray x):
