@@ -98,9 +98,9 @@ class BatchNorm:
                 "give more than one, or set unbiased_running_var=False"
             )
         y, mean, invstd, var = self._normalize(x)
-        if self.unbiased_running_var:
-            var = var * (count / (count - 1))
-        with np.errstate(under="ignore"):
+        with np.errstate(all="ignore"):
+            if self.unbiased_running_var:
+                var = var * (count / (count - 1))
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
                 running *= self.decay
                 running += (1.0 - self.decay) * batch

@@ -206,16 +206,16 @@ def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -
 
 
 def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None, out: Any = None) -> Array:
-    """`v` (gamma, mean, ...) as a native, contiguous array of exactly this shape, a copy where it overlaps `out`.
+    """`v` (gamma, mean, ...) as a native, contiguous, aligned array of exactly this shape.
 
-    Its own dtype stays, unless one is given.
+    A copy where it overlaps `out`. Its own dtype stays, unless one is given.
     """
     array = as_input(v, name)
     wanted = (shape,) if isinstance(shape, int) else shape
     if array.shape != wanted:
         raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}, to match x")
     with np.errstate(all="ignore"):
-        vector = np.asarray(array, dtype=array.dtype.newbyteorder("=") if dtype is None else dtype, order="C")
+        vector = np.require(array, array.dtype.newbyteorder("=") if dtype is None else dtype, ("C", "A"))
     return vector.copy() if isinstance(out, np.ndarray) and overlaps(vector, out) else vector
 
 
@@ -257,9 +257,18 @@ def as_labels(labels: Any, samples: int, classes: int) -> Array:
     return np.ascontiguousarray(array, dtype=np.intp)
 
 
-def check_pieces(pieces: Any, length: int, axis: int) -> int:
-    """maxout's number of pieces: an integer of at least 1 that divides the length of the axis."""
+def pieces_param(pieces: Any, units: int = 1) -> int:
+    """maxout's number of pieces: an integer of at least 1, so small that an axis can hold the pieces of all units."""
     number = integer_param(pieces, "pieces", 1)
+    most = np.iinfo(np.intp).max // max(units, 1)
+    if number > most:
+        raise ValueError(f"pieces is {number}; it must be at most {most}, for an axis of units * pieces elements")
+    return number
+
+
+def check_pieces(pieces: Any, length: int, axis: int) -> int:
+    """maxout's number of pieces, which must divide the length of the axis."""
+    number = pieces_param(pieces)
     if length % number:
         raise ValueError(f"axis {axis} of x has length {length}, which is not a multiple of pieces = {number}")
     return number

@@ -8,10 +8,10 @@ Common to all: x is any array-like of real numbers. float32 and float64 stay wha
 float32 and returned as float16, integers and bools become float64. Statistics are float64 whatever x is. y has x's
 dtype, dx the dtype NumPy makes of dy's and x's; dgamma and dbeta have gamma's dtype and shape (x's dtype where gamma is
 None) and are computed also when gamma is None. `out` receives y or dx; it may be x or dy, or overlap them, and is
-returned. Sums run in an order that depends on the shape and on how the axes lie in memory alone, so results have the
-same bits with any number of threads. Errors: ValueError for too few dimensions, a block without values, eps negative or
-not finite, gamma or another vector of the wrong length, dy of another shape than x; numpy.exceptions.AxisError for an
-axis that x does not have; TypeError for a dtype that is not accepted.
+returned. Sums run in an order that depends alone on the shape, on how the axes lie in memory and on whether an array is
+copied in pieces, so results have the same bits with any number of threads. Errors: ValueError for too few dimensions, a
+block without values, eps negative or not finite, gamma or another vector of the wrong length, dy of another shape than
+x; numpy.exceptions.AxisError for an axis that x does not have; TypeError for a dtype that is not accepted.
 """
 
 from __future__ import annotations

@@ -446,7 +446,10 @@ def maxout_backward(dy, which, pieces=2, axis=1, out=None):
     cdef int along, i
     a = <ndarray> dy if is_simple(dy) else _checks.as_input(dy, "dy")
     along = axis_from_front(axis, a)
-    job.count = pieces if type(pieces) is int and 0 < pieces < 1 << 30 else _checks.integer_param(pieces, "pieces", 1)
+    if type(pieces) is int and 0 < pieces < 1 << 30 and cnp.PyArray_DIM(a, along) < 1 << 30:
+        job.count = pieces
+    else:
+        job.count = _checks.pieces_param(pieces, cnp.PyArray_DIM(a, along))
     job.backward = True
     winners = as_winners(which, a, job.count)
     for i in range(cnp.PyArray_NDIM(a)):

@@ -47,14 +47,16 @@ cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* shar
             fn_parallel(task, job, parts)
 
 
-cdef inline double real_param(object value, str name, str must_be, object x) except? -1.0:
-    """A scalar parameter as a double, checked; one that float32 cannot hold is judged in the dtype that x is computed in."""
+cdef inline double real_param(object value, str name, str must_be, object x, object dy) except? -1.0:
+    """A scalar parameter as a double, checked and, where it is no plain float, rounded to the dtype computed in. x is what
+    was saved in the backward direction; dy is None forward."""
     cdef double number
     if type(value) is float:
         number = value
         if 1e-37 < number < 1e38 or (must_be == "finite" and -1e38 < number < 1e38):
             return number
-    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(_checks.as_input(x))))
+    arrays = [_checks.as_input(x)] if dy is None else [_checks.as_input(dy, "dy"), _checks.as_input(x, "saved")]
+    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(*arrays)))
 
 
 cdef inline int plain_axis(object axis, int ndim) noexcept:
@@ -245,14 +247,32 @@ cdef bint may_overlap(ndarray x, ndarray y):
 
 
 cdef bint same_elements(ndarray x, ndarray y):
-    """Whether x and y are the same memory, element by element (their shapes are equal)."""
+    """Whether x and y are the same memory, element by element, each of its own (their shapes are equal)."""
     cdef int axis
     if cnp.PyArray_BYTES(x) != cnp.PyArray_BYTES(y) or cnp.PyArray_ITEMSIZE(x) != cnp.PyArray_ITEMSIZE(y):
         return False
     for axis in range(cnp.PyArray_NDIM(x)):
         if cnp.PyArray_DIM(x, axis) != 1 and cnp.PyArray_STRIDE(x, axis) != cnp.PyArray_STRIDE(y, axis):
             return False
-    return True
+    return not may_repeat(y)
+
+
+cdef bint may_repeat(ndarray y):
+    """Whether two elements of y may share memory, as in a view that np.lib.stride_tricks made."""
+    cdef int i, j, ndim = cnp.PyArray_NDIM(y)
+    cdef Py_ssize_t step, other, inner
+    if cnp.PyArray_IS_C_CONTIGUOUS(y):
+        return False
+    for i in range(ndim):
+        step = abs(cnp.PyArray_STRIDE(y, i))
+        inner = cnp.PyArray_ITEMSIZE(y)  # bytes from first to last of what lies between two steps
+        for j in range(ndim):
+            other = abs(cnp.PyArray_STRIDE(y, j))
+            if cnp.PyArray_DIM(y, j) > 1 and (other < step or (other == step and j < i)):
+                inner += other * (cnp.PyArray_DIM(y, j) - 1)
+        if cnp.PyArray_DIM(y, i) > 1 and step < inner:
+            return True
+    return False
 
 
 cdef void describe(Operand* operand, ndarray x):

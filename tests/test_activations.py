@@ -1,5 +1,7 @@
 """The kernels against the float64 reference, against finite differences, and against themselves in every layout."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from cases import (
@@ -202,6 +204,20 @@ def test_two_dtypes_combine(isa):
     assert fn.silu_backward(dy.astype(np.float16), x.astype(np.float32)).dtype == np.float32
     assert fn.silu_backward(np.ones(50, int), x.astype(np.float32)).dtype == np.float64
     assert fn.silu_backward(dy.astype(">f4"), x.astype(">f4")).dtype == np.dtype(np.float32)
+
+
+@pytest.mark.parametrize("module", [fn, ref], ids=["fastnn", "reference"])
+def test_parameters_are_rounded_to_the_dtype_that_both_inputs_are_computed_in(module):
+    x, dy = np.linspace(-3, 3, 50), np.ones(50)
+    for name, value in (("leaky_relu", 0.1), ("elu", 1e300), ("celu", 0.3), ("celu", 1e-300), ("softplus", 1e-300)):
+        backward = getattr(module, name + "_backward")
+        for saved, gradient in ((x.astype(np.float32), dy), (x, dy.astype(np.float32)), (x.astype(np.float16), dy)):
+            expected = backward(dy, saved.astype(np.float64), value)
+            for given in (value, np.float64(value), Fraction(value), np.array([value])):
+                assert_same_bits(backward(gradient, saved, given), expected)
+    for bad in (1e300, np.float64(1e300)):
+        with pytest.raises(ValueError, match="float32"):
+            module.elu_backward(dy.astype(np.float16), x.astype(np.float32), bad)
 
 
 @by_row

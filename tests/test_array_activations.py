@@ -81,6 +81,25 @@ def test_softmax_backward_is_the_derivative():
             assert abs(dx[index] - slope) < 1e-8
 
 
+@pytest.mark.parametrize("length", [3, 40, 64, 100])
+@by_dtype
+def test_softmax_backward_of_infinities(dtype, length, isa):
+    """The sum of a row is infinite then, its rounding errors are no numbers."""
+    dy = np.ones((20, length), dtype)
+    dy[3, 1], dy[4, 2], dy[5, :2], dy[6, 0] = np.inf, -np.inf, np.inf, np.nan
+    saved = np.full((20, length), 1 / length, dtype)
+    for name in ("softmax_backward", "log_softmax_backward"):
+        y = saved if name == "softmax_backward" else np.log(saved)
+        for axis in (1, 0):
+            g, s = (dy, y) if axis == 1 else (np.ascontiguousarray(dy.T), np.ascontiguousarray(y.T))
+            dx = getattr(fn, name)(g, s, axis)
+            dx = dx if axis == 1 else dx.T
+            assert np.isfinite(np.delete(dx, [3, 4, 5, 6], 0)).all()
+            for row, at, rest in ((3, [1], -np.inf), (4, [2], np.inf), (5, [0, 1], -np.inf)):
+                assert np.isnan(dx[row, at]).all() and (np.delete(dx[row], at) == rest).all(), (name, axis, row)
+            assert np.isnan(dx[6]).all()
+
+
 @by_dtype
 def test_softmax_of_infinities(dtype, isa):
     inf, nan = np.inf, np.nan

@@ -113,6 +113,19 @@ def test_every_kind_of_overlap(name, isa):
     assert_same_bits(out, want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place_where_elements_share_memory(dtype, isa, threads):
+    """Each is computed once: a block may not read what another one has written."""
+    for shape, step in (((9000,), (0,)), ((3000, 3), (1, 1)), ((5000, 8), (0, 1)), ((8, 5000), (-1, 0))):
+        memory = np.full(9008, 0.75, dtype)
+        strides = [s * memory.itemsize for s in step]
+        x = np.lib.stride_tricks.as_strided(memory[8:], shape, strides)
+        for f, others in ((fn.softplus, ()), (fn.softmax, ()), (fn.prelu, (2,)), (fn.tanh_backward, (x,))):
+            x[...] = 0.75
+            y = f(x.copy(), *others)
+            assert np.all(f(x, *others, out=x) == y)
+
+
 def test_overlap_of_input_and_result_of_other_dtypes(isa):
     raw = np.linspace(-3, 3, 200)
     x = raw.view(np.float32)[:100]

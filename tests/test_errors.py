@@ -267,6 +267,11 @@ def test_pieces_of_maxout(module):
                 call(3, axis)
     with pytest.raises(ValueError, match="multiple of pieces"):
         module.maxout(x, 4)
+    for many in (2**61, 2**62, 2**63 // 2 + 1, 2**70):  # an axis of units * pieces would be longer than one can be
+        with pytest.raises(ValueError, match=f"pieces is {many}"):
+            module.maxout_backward(np.ones((1, 4), np.float32), np.zeros((1, 4), int), many)
+    with pytest.raises(ValueError, match="pieces"):
+        module.maxout(np.ones((2, 0)), 2**70)
     with pytest.raises(AxisError):
         module.maxout(np.float32(1))
     for bad, error, word in (

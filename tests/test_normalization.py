@@ -187,6 +187,27 @@ def test_results_over_gamma_and_statistics(what, shape):
             assert close(got, exact, np.float64)
 
 
+def misaligned(v):
+    return np.frombuffer(b"-" + v.tobytes(), v.dtype, offset=1).reshape(v.shape)
+
+
+def test_vectors_that_are_not_aligned():
+    x, dy = np.random.default_rng(2).normal(size=(2, 3, 4, 4))
+    vectors = np.array([[1.5, -2.0, 0.25, 3.0], [0.5, 1.0, -1.0, 2.0]])
+    for name, rest in (("batch_norm", ()), ("layer_norm", ()), ("group_norm", (2,)), ("instance_norm", ())):
+        forward, backward = getattr(fn, name), getattr(fn, name + "_backward")
+        y, *statistics = forward(x, *rest, *vectors)
+        assert same_bits(forward(x, *rest, *map(misaligned, vectors)), (y, *statistics))
+        dx = backward(dy, x, *map(misaligned, statistics), *rest, misaligned(vectors[0]))
+        assert same_bits(dx, backward(dy, x, *statistics, *rest, vectors[0]))
+    y, invrms = fn.rms_norm(x, vectors[0])
+    assert same_bits(fn.rms_norm(x, misaligned(vectors[0])), (y, invrms))
+    dx = fn.rms_norm_backward(dy, x, misaligned(invrms), misaligned(vectors[0]))
+    assert same_bits(dx, fn.rms_norm_backward(dy, x, invrms, vectors[0]))
+    given = [vectors[0], np.abs(vectors[0]), *vectors]
+    assert same_bits([fn.batch_norm_inference(x, *map(misaligned, given))], [fn.batch_norm_inference(x, *given)])
+
+
 @pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
 def test_no_channels_give_empty_results(functions):
     x = np.zeros((2, 0, 3))
@@ -229,14 +250,14 @@ def check_rows(x, isa):
 @pytest.mark.parametrize("constant", [0.0, 0.1234, 1e30])
 def test_a_constant_row_gives_exactly_beta(constant, dtype):
     x = np.full((3, 8, 5), constant, dtype)
-    for eps in (0.0, 1e-5):
+    for eps in (0.0, 1e-5, 1e-300):
         beta = np.linspace(-1, 1, 5).astype(dtype)
         assert np.array_equal(fn.layer_norm(x, None, beta, eps=eps)[0], np.broadcast_to(beta, x.shape))
         beta = np.linspace(-1, 1, 8).astype(dtype)
         expected = np.broadcast_to(beta[:, None], x.shape)
         assert np.array_equal(fn.group_norm(x, 2, None, beta, eps=eps)[0], expected)
         assert np.array_equal(fn.instance_norm(x, None, beta, eps=eps)[0], expected)
-    assert not fn.rms_norm(np.zeros((2, 3), dtype), eps=0.0)[0].any()
+        assert not fn.rms_norm(np.zeros((2, 3), dtype), eps=eps)[0].any()
 
 
 def numeric_gradient(f, x, dy, step=1e-6):
@@ -357,6 +378,17 @@ def test_batch_norm_layer(functions):
         layer.forward(x[:1])
     assert np.array_equal(other.forward(x[:1]), other.beta[None])
     assert "BatchNorm(5" in repr(layer)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_batch_norm_layer_raises_no_floating_point_warning(functions, decay):
+    layer = functions.BatchNorm(4, decay=decay, unbiased_running_var=True, dtype=np.float64)
+    x = np.array([[np.inf, np.nan, 1e154, 1e-200], [0.0, 1.0, -1e154, 0.0]])
+    with np.errstate(all="raise"):
+        for sign in (1, -1, 1):
+            layer.backward(layer.forward(sign * x))
+    assert layer.running_mean[2:].tolist() == pytest.approx([0, 0], abs=1e-190)
 
 
 # Every array that fastnn makes is asked of NumPy, and NumPy tells tracemalloc of it.

@@ -205,3 +205,4 @@ def test_bad_values_stay_in_their_channel():
             y, mean, invstd = ref.batch_norm(spoilt)
             np.testing.assert_array_equal(y[:, [0, 2, 3]], clean[:, [0, 2, 3]])
             assert np.isnan(y[:, 1]).all() and np.isfinite(mean[[0, 2, 3]]).all() and np.isnan(invstd[1])
+            np.testing.assert_array_equal(mean[1], bad)  # as np.mean has it, and the compiled functions

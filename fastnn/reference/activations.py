@@ -687,7 +687,7 @@ def maxout_backward(dy: ArrayLike, which: ArrayLike, pieces: int = 2, axis: int 
     """
     dy = _checks.as_input(dy, "dy")
     axis = _checks.normalize_axis(axis, dy.ndim)
-    pieces = _checks.integer_param(pieces, "pieces", 1)
+    pieces = _checks.pieces_param(pieces, dy.shape[axis])
     which = _checks.as_which(which, dy.shape, pieces)
     dtype = _checks.result_dtype(dy)
     shape = (*dy.shape[:axis], dy.shape[axis] * pieces, *dy.shape[axis + 1 :])

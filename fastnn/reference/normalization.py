@@ -451,7 +451,8 @@ def _center(x: Array, axes: Axes) -> tuple[Array, Array]:
     centered = x.astype(np.float64) - shift
     mean = np.mean(centered, axis=axes, keepdims=True)
     centered -= mean
-    rest = np.mean(centered, axis=axes, keepdims=True)  # what rounding left of the mean
+    rest = np.mean(centered, axis=axes, keepdims=True)  # what rounding left of the mean, if that is finite
+    rest = np.where(np.isfinite(mean), rest, 0.0)
     return centered - rest, shift + (mean + rest)
 
 
