@@ -322,7 +322,7 @@ cdef void merge_axes(Plan* plan, ndarray y) noexcept:
     join_axes(plan, operands, count, ndim, order, y)
 
 
-cdef void join_axes(Plan* plan, Operand** operands, int count, int ndim, const int* order, ndarray y) noexcept:
+cdef inline void join_axes(Plan* plan, Operand** operands, int count, int ndim, const int* order, ndarray y) noexcept:
     """Give the plan y's axes in this order, joined where they run on for every operand; strides are in that order."""
     cdef int axis, i
     cdef bint runs_on
