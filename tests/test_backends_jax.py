@@ -66,6 +66,15 @@ def test_per_example_gradients():
         assert np.allclose(jax.grad(lambda x: F.mish(F.softmax(x)).sum())(row), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", list(_functions.SOFTMAX))
+def test_softmax_of_mapped_scalars_is_that_of_each(name):
+    """A scalar is a row of one element, under vmap too: the batch is no row."""
+    f, scalars = getattr(F, name), np.array([0.5, 1.0, 3.0], np.float32)
+    for mapped in (jax.vmap(f), jax.jit(jax.vmap(f)), jax.vmap(lambda x: f(x, 0))):
+        assert np.array_equal(mapped(scalars), [f(scalar) for scalar in scalars])
+    assert np.array_equal(jax.vmap(jax.grad(f))(scalars), np.zeros(3))
+
+
 def test_prelu_maxout_and_cross_entropy(x64):
     x, labels = X.astype(np.float64), np.array([0, 3, 1])
     for f, args in (

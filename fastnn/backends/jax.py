@@ -75,12 +75,13 @@ def _unary(function: _functions.Function, slope: Callable[..., Any] | None = Non
     """
 
     # A batch is more of the same for an elementwise function, and for softmax along an axis counted from the end.
-    def whole(params: Any) -> bool:
-        return slope is None or params[0] < 0
+    # (Of a scalar, softmax along -1 is 1; of a batch of scalars it would be something else.)
+    def whole(params: Any, x: Any) -> bool:
+        return slope is None or (params[0] < 0 and x.ndim > 0)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def forward(params: Any, x: Any) -> Any:
-        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=whole(params))
+        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=whole(params, x))
 
     def forward_save(params: Any, x: Any) -> Any:
         y = forward(params, x)
@@ -94,7 +95,7 @@ def _unary(function: _functions.Function, slope: Callable[..., Any] | None = Non
         def kernel(dy: Any, saved: Any) -> Any:
             return function.backward_kernel(dy, saved, *params)
 
-        return _call(kernel, _like(saved), dy, saved, batched=whole(params))
+        return _call(kernel, _like(saved), dy, saved, batched=whole(params, saved))
 
     def backward_save(params: Any, dy: Any, saved: Any) -> Any:
         return backward(params, dy, saved), (dy, saved)
