@@ -153,3 +153,32 @@ def test_dtypes_and_errors():
         F.batch_norm(X, axis=2)
     with pytest.raises(TypeError):
         jax.jit(lambda x, alpha: F.elu(x, alpha))(X, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: F.prelu(X, np.ones(3)), ValueError, "slope has shape"),
+        (lambda: F.prelu(X, np.ones(4), axis=2), np.exceptions.AxisError, "axis 2"),
+        (lambda: F.maxout(X, 3), ValueError, "not a multiple of pieces"),
+        (lambda: F.maxout(X, 0), ValueError, "pieces is 0"),
+        (lambda: F.maxout(X, 2, 2), np.exceptions.AxisError, "axis 2"),
+        (lambda: F.cross_entropy(X[0], np.array([1])), ValueError, "must be a matrix"),
+        (lambda: F.cross_entropy(X, np.ones(3)), TypeError, "labels has dtype"),
+        (lambda: F.cross_entropy(X, np.ones(2, int)), ValueError, "labels has shape"),
+        (lambda: F.batch_norm(X[0]), ValueError, "at least 2 are needed"),
+        (lambda: F.batch_norm(X, np.ones(3)), ValueError, "gamma has shape"),
+        (lambda: F.batch_norm(X, activation="erf"), ValueError, "activation is 'erf'"),
+        (lambda: F.batch_norm(X, eps=-1.0), ValueError, "eps is -1"),
+        (lambda: F.batch_norm_inference(X, np.ones(3), np.ones(4)), ValueError, "mean has shape"),
+        (lambda: F.layer_norm(X, beta=np.ones((3, 4))), ValueError, "beta has shape"),
+        (lambda: F.rms_norm(X, np.ones(3), axis=0), ValueError, "gamma has shape"),
+        (lambda: F.group_norm(X, 0), ValueError, "groups is 0"),
+        (lambda: F.group_norm(X, 3), ValueError, "does not divide"),
+        (lambda: F.group_norm(X, 2, axis=0), ValueError, "axis of the samples"),
+    ],
+)
+def test_bad_arguments_fail_at_once_with_fastnns_errors(call, error, says):
+    for run in (call, jax.jit(call)):
+        with pytest.raises(error, match=says):
+            run()

@@ -254,6 +254,13 @@ def layout(norm: Norm, shape: tuple[int, ...]) -> Layout:
     return Layout(split, reduced, _only(split, axis, axis + 1), (shape[0], groups))
 
 
+def smallest(norm: Norm, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the smallest array for which a normalization takes and refuses what it does for the given shape."""
+    first = norm.axis % max(len(shape), 1)
+    last = len(shape) - 1 if norm.name in ("layer_norm", "rms_norm") else first
+    return tuple(n if first <= i <= last else min(n, 1) for i, n in enumerate(shape))
+
+
 def along(shape: tuple[int, ...], ndim: int, axis: int) -> tuple[int, ...]:
     """The shape with which a slope of prelu, scalar or (C,), broadcasts against x."""
     return tuple(shape[0] if shape and i == axis % ndim else 1 for i in range(ndim))

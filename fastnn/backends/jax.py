@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastnn as fn
+from fastnn import _checks
 from fastnn.backends import _functions, _host
 
 try:
@@ -292,24 +293,44 @@ _normalization = _with_formula(
 )
 
 
+# Bad arguments fail in these functions, with the errors of fastnn's own, not in the callback. Only a label outside the
+# classes is found there: labels may be traced.
+
+
+def _blank(array: Any) -> Any:
+    """An array that stands in for one that may be traced, where shape and dtype are checked."""
+    return np.ones(array.shape, array.dtype)
+
+
 def prelu(x: Any, slope: Any, *, axis: int = 1) -> Any:
     """fastnn.prelu for JAX, differentiable with respect to x and slope."""
     x = _checked(x)
-    return _prelu(axis, x, jnp.asarray(slope, x.dtype))
+    slope = jnp.asarray(slope, x.dtype)
+    _checks.as_slope(_blank(slope), x.shape, axis)
+    return _prelu(axis, x, slope)
 
 
 def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
     """y of fastnn.maxout for JAX, differentiable with respect to x."""
-    return _maxout((pieces, axis), _checked(x))
+    x = _checked(x)
+    axis = _checks.normalize_axis(axis, x.ndim)
+    return _maxout((_checks.check_pieces(pieces, x.shape[axis], axis), axis), x)
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for JAX, differentiable with respect to the logits."""
-    return _cross_entropy(None, _checked(logits, "logits"), jnp.asarray(labels))
+    logits, labels = _checked(logits, "logits"), jnp.asarray(labels)
+    _checks.check_logits(logits)
+    _checks.as_labels(np.zeros(labels.shape, labels.dtype), *logits.shape)
+    return _cross_entropy(None, logits, labels)
 
 
 def _normalize(norm: _functions.Norm, x: Any, *arrays: Any) -> Any:
-    return _normalization(norm, _checked(x), *(None if array is None else jnp.asarray(array) for array in arrays))
+    x = _checked(x)
+    arrays = tuple(None if array is None else jnp.asarray(array) for array in arrays)
+    blanks = [None if array is None else _blank(array) for array in arrays]
+    norm.forward(np.ones(_functions.smallest(norm, x.shape), x.dtype), *blanks)
+    return _normalization(norm, x, *arrays)
 
 
 globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})
