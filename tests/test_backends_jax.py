@@ -139,6 +139,8 @@ def test_dtypes_and_errors():
     assert F.sigmoid(jnp.arange(3)).dtype == jnp.float32
     assert F.relu(jnp.ones(3, jnp.float16)).dtype == jnp.float16
     assert F.tanh(0.5).shape == ()
+    assert np.array_equal(F.softmax(X, np.int64(0)), F.softmax(X, 0))
+    assert np.array_equal(F.elu(X, np.float32(0.5)), F.elu(X, 0.5))
     with pytest.raises(TypeError, match="bfloat16"):
         F.gelu(jnp.ones(3, jnp.bfloat16))
     with pytest.raises(TypeError, match="complex64"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def _call(kernel: Callable[..., Any], result: Any, *arrays: Any, batched: bool =
 
 def _static(params: Any) -> tuple[Any, ...]:
     """Parameters as hashable Python values, which custom_vjp can set apart."""
-    return tuple(param if isinstance(param, str | int) else float(param) for param in params)
+    return tuple(param if isinstance(param, str | Integral) else float(param) for param in params)
 
 
 def _unary(function: _functions.Function, slope: Callable[..., Any] | None = None) -> Callable[..., Any]:
