@@ -94,6 +94,8 @@ def test_prelu_maxout_and_cross_entropy():
     opcheck(torch.ops.fastnn.cross_entropy, (X, labels))
     opcheck(torch.ops.fastnn.batch_norm_training, (X, leaf(4), None, 1e-5, 1, None, None))
     assert torch.allclose(F.cross_entropy(X, labels), torch.nn.functional.cross_entropy(X, labels))
+    assert F.cross_entropy(X, [0, 3, 1]) == F.cross_entropy(X, labels)
+    assert gradgradcheck(lambda x: F.cross_entropy(x, labels.to(torch.int32)), (X,))
 
 
 NORMS = [

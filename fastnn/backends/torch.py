@@ -298,7 +298,7 @@ _cross_entropy = _Formula(
     _cross_entropy_forward,
     lambda tensors: [tensors[0].new_empty(()), torch.empty_like(tensors[0])],
     lambda dy, tensors, saved: [dy * saved[0]],
-    lambda tensors: torch.nn.functional.cross_entropy(*tensors),
+    lambda tensors: torch.nn.functional.cross_entropy(tensors[0], tensors[1].long()),
     saved=1,
 )
 
@@ -316,7 +316,7 @@ def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for PyTorch, differentiable with respect to the logits."""
-    return _cross_entropy(_checked(logits, "logits"), labels)
+    return _cross_entropy(_checked(logits, "logits"), torch.as_tensor(labels))
 
 
 globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})
