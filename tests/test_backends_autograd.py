@@ -52,6 +52,7 @@ def test_parameters_by_name_and_float32():
     x = X.astype(np.float32)
     assert F.elu(x, alpha=0.5).dtype == np.float32
     assert elementwise_grad(lambda x: F.elu(x, alpha=0.5))(x).dtype == np.float32
+    assert grad(lambda x: F.cross_entropy(x, [0, 3, 1]))(x).dtype == np.float32
     assert "alpha=1.0" in str(__import__("inspect").signature(F.elu))
 
 
