@@ -336,8 +336,8 @@ def _checked(shape: Shape, fan_in: int | None, fan_out: int | None) -> tuple[tup
 
 
 def _checked_shape(shape: Shape) -> tuple[int, ...]:
-    listed = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     try:
+        listed = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         dims = tuple(operator.index(size) for size in listed)
     except TypeError:
         raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
@@ -358,13 +358,17 @@ def _scaled(rule: str, gain: float, factor: float, dims: tuple[int, ...], **need
             )
         total += fan
     # A fan of 0 is one of an array without entries: any scale will do.
-    return gain * math.sqrt(factor / total) if total else 0.0
+    scale = gain * math.sqrt(factor / total) if total else 0.0
+    if scale == math.inf:
+        raise ValueError(f"gain is {gain}, with which the scale of {rule} overflows float64; take a smaller one")
+    return scale
 
 
 def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Float:
     wanted = _checked_dtype(dtype)
     draws = np.random.default_rng(rng).standard_normal(dims)
-    draws *= std
+    with np.errstate(over="ignore", under="ignore"):
+        draws *= std
     return _rounded(draws, wanted)
 
 
