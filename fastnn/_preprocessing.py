@@ -74,7 +74,7 @@ class Moments:
 
     def __init__(self, n: int = 0, mean: ArrayLike = (), M2: ArrayLike = ()) -> None:
         self.n = _checks.integer_param(n, "n", 0)
-        means, squares = np.asarray(mean, np.float64), np.asarray(M2, np.float64)
+        means, squares = _vector(mean, "mean"), _vector(M2, "M2")
         if means.ndim != 1 or means.shape != squares.shape:
             raise ValueError(f"mean has shape {means.shape} and M2 {squares.shape}; both must have the same shape (D,)")
         if not (np.isfinite(means).all() and np.isfinite(squares).all() and (squares >= 0).all()):
@@ -120,7 +120,7 @@ class Moments:
     @classmethod
     def unpack(cls, packed: ArrayLike) -> Self:
         """Return the Moments that `pack` made `packed` of."""
-        vector = np.asarray(packed, np.float64)
+        vector = _vector(packed, "packed")
         if vector.ndim != 1 or len(vector) % 2 == 0:
             raise ValueError(
                 f"packed has shape {vector.shape}; it must be a vector of length 2 D + 1, as pack() makes it"
@@ -531,6 +531,11 @@ def _real(x: ArrayLike, name: str) -> Array:
         return _checks.as_input(x, name)
     _checks.as_input(x[..., :0] if x.ndim else x, name)
     return np.asarray(x)
+
+
+def _vector(x: ArrayLike, name: str) -> Vector:
+    """Return numbers that are kept or restored as float64."""
+    return _checks.as_input(x, name).astype(np.float64)
 
 
 def _matrix(x: ArrayLike, name: str, features: int | None) -> Array:
