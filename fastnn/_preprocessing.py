@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -175,7 +176,7 @@ class _Estimator:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
-        """Set the constructor's arguments by name; return self. They count from the next fit on."""
+        """Set the constructor's arguments by name; return self. They count at once, for what is fitted already too."""
         known = self.get_params()
         for name in params:
             if name not in known:
@@ -393,7 +394,9 @@ class PCA(_Estimator):
     def _grown(self, samples: Array) -> Self:
         """Add samples in blocks, of which the decomposition makes a copy."""
         features = samples.shape[1]
-        rows = max(2 * features, _TILE // max(features, 1), 1)
+        if features == 0:
+            raise ValueError(f"x has shape {samples.shape}: without features there are no components")
+        rows = max(2 * features, _TILE // features)
         for start in range(0, len(samples), rows):
             block = samples[start : start + rows]
             moments = self.moments_type().update(block)
@@ -434,7 +437,7 @@ class PCA(_Estimator):
         wanted, available = self.n_components, len(values)
         if wanted is None:
             kept = available
-        elif isinstance(wanted, float) and 0 < wanted < 1:
+        elif isinstance(wanted, Real) and 0 < wanted < 1:
             kept = min(int(np.searchsorted(np.cumsum(_shares(values)), wanted, side="right")) + 1, available)
         else:
             kept = _checks.integer_param(wanted, "n_components", 1)

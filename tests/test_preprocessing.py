@@ -387,6 +387,11 @@ def test_pca_agrees_with_scikit_learn(prep, shape, n_components):
     np.testing.assert_allclose(mine.inverse_transform(scores), theirs.inverse_transform(scores), atol=1e-8)
 
 
+def test_pca_takes_shares_of_any_float(prep):
+    kept = {prep.PCA(share).fit(correlated()).n_components_ for share in (0.5, np.float32(0.5), np.float16(0.5))}
+    assert len(kept) == 1
+
+
 def test_pca_keeps_the_digits_that_a_covariance_matrix_would_lose(prep):
     directions = np.linalg.qr(rng().normal(size=(4, 4)))[0]
     spreads = np.array([1.0, 1e-4, 1e-8, 1e-11])
@@ -504,6 +509,7 @@ def test_estimators_work_in_scikit_learn():
     steps.set_params(pca__n_components=3)
     assert steps.fit_transform(x).shape == (300, 3)
     assert "n_components=3" in repr(steps.named_steps["pca"])
+    assert steps.named_steps["pca"].set_params(n_components=2).components_.shape == (2, 12)
 
 
 @pytest.mark.parametrize(
@@ -511,6 +517,8 @@ def test_estimators_work_in_scikit_learn():
     [
         (lambda prep, x: prep.PCA(13).fit(x), ValueError, "n_components is 13; 300 samples of 12 features have 12"),
         (lambda prep, x: prep.PCA(0).fit(x), ValueError, "n_components is 0"),
+        (lambda prep, x: prep.PCA().fit(x[:, :0]), ValueError, "without features"),
+        (lambda prep, x: prep.Whitener().partial_fit(x[:, :0]), ValueError, "without features"),
         (lambda prep, x: prep.PCA(1.5).fit(x), TypeError, "n_components must be an integer"),
         (lambda prep, x: prep.PCA("mle").fit(x), TypeError, "n_components must be an integer"),
         (lambda prep, x: prep.PCA().fit(x[:1]), ValueError, "x has 1 samples; a fit takes 2"),
