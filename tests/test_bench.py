@@ -183,6 +183,14 @@ def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypat
     assert "■" in Path(files[1]).read_text(encoding="utf-8")
 
 
+def test_a_reader_who_leaves_early_gets_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = subprocess.run([sys.executable, "-m", "fastnn", "info"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (command.stderr, command.returncode) == ("", 141)
+
+
 def test_figures_are_not_cut_off_in_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
