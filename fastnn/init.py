@@ -285,9 +285,9 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
         rng: as everywhere in this module.
 
     Raises:
-        TypeError: `network` has no layers, or a layer is no function and has no ``forward``.
-        ValueError: `tol` or `max_iter` out of range, or a layer whose output is constant or not finite, which no factor
-            can repair; the message names the layer.
+        TypeError: `network` has no layers, a layer is no function and has no ``forward``, or `x` is no real array.
+        ValueError: `tol` or `max_iter` out of range, an empty `x`, or a layer whose output is constant or not finite,
+            which no factor can repair; the message names the layer.
 
     Source: Mishkin and Matas, All you need is a good init, 2015.
     """
@@ -295,6 +295,8 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
     tol = _checks.real_param(tol, "tol", "nonnegative")
     max_iter = _checks.integer_param(max_iter, "max_iter", 1)
     generator = np.random.default_rng(rng)
+    if _checks.as_input(x).size == 0:
+        raise ValueError(f"x has shape {np.shape(x)}, without a value; give a batch of several different samples")
     signal: Any = np.asarray(x)
     for index, layer in enumerate(layers):
         forward = getattr(layer, "forward", layer)
