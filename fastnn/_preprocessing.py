@@ -427,6 +427,8 @@ class PCA(_Estimator):
             raise NotFittedError(f"{type(self).__name__} has seen {n} sample; it takes 2 or more")
         if self._svd is None:
             _, values, rows = np.linalg.svd(self._factor, full_matrices=False)
+            # Merging adds a row for the difference of the means, so a factor can have more rows than there are samples.
+            values, rows = values[:n], rows[:n]
             largest = np.take_along_axis(rows, np.argmax(np.abs(rows), axis=1)[:, np.newaxis], axis=1)
             self._svd = values, np.where(largest < 0, -rows, rows)
         return self._svd

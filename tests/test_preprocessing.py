@@ -387,6 +387,19 @@ def test_pca_agrees_with_scikit_learn(prep, shape, n_components):
     np.testing.assert_allclose(mine.inverse_transform(scores), theirs.inverse_transform(scores), atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["PCA", "Whitener"])
+def test_fewer_samples_than_features_in_a_stream(prep, name):
+    x = rng().normal(size=(10, 30))
+    stream, once = getattr(prep, name)(), getattr(prep, name)().fit(x)
+    for block in np.array_split(x, 5):
+        stream.partial_fit(block)
+    assert stream.n_components_ == once.n_components_ == 10
+    np.testing.assert_allclose(stream.components_[:9], once.components_[:9], atol=1e-12)
+    np.testing.assert_allclose(stream.transform(x), once.transform(x), atol=1e-10)
+    with pytest.raises(ValueError, match="n_components is 11; 10 samples of 30 features have 10 components at most"):
+        stream.set_params(n_components=11).transform(x)
+
+
 def test_pca_takes_shares_of_any_float(prep):
     kept = {prep.PCA(share).fit(correlated()).n_components_ for share in (0.5, np.float32(0.5), np.float16(0.5))}
     assert len(kept) == 1
