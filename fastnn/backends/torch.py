@@ -192,7 +192,8 @@ class _Formula:
         ctx.save_for_backward(*tensors, *(output[1:] if self._saved else ()))
 
     def _differentiate(self, ctx: Any, *gradients: Any) -> Any:
-        tensors, saved = ctx.saved_tensors[: self._count], ctx.saved_tensors[self._count :]
+        kept = ctx.saved_tensors  # asked for once: activation checkpointing allows no more
+        tensors, saved = kept[: self._count], kept[self._count :]
         # The saved values are outputs too; a derivative must not reach the tensors through them a second time.
         found = self.backward(gradients[0], *tensors, [value.detach() for value in saved], *ctx.static)
         return *self._spread(tensors, found), *(None for _ in ctx.static)
