@@ -208,7 +208,7 @@ def _spread(arrays: Any, values: Any) -> list[Any]:
 # forward and backward: they travel as pairs of 32-bit integers.
 def _pack(value: Any) -> Any:
     value = np.asarray(value)
-    return np.ascontiguousarray(value)[..., None].view(np.uint32) if value.dtype.itemsize == 8 else value
+    return np.array(value, order="C")[..., None].view(np.uint32) if value.dtype.itemsize == 8 else value
 
 
 def _packed_kind(kind: Any) -> Any:
