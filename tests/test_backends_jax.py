@@ -174,6 +174,7 @@ def test_dtypes_and_errors():
         (lambda: F.batch_norm(X, np.ones(3)), ValueError, "gamma has shape"),
         (lambda: F.batch_norm(X, activation="erf"), ValueError, "activation is 'erf'"),
         (lambda: F.batch_norm(X, eps=-1.0), ValueError, "eps is -1"),
+        (lambda: F.batch_norm(X, axis="C"), TypeError, "axis must be an integer"),
         (lambda: F.batch_norm_inference(X, np.ones(3), np.ones(4)), ValueError, "mean has shape"),
         (lambda: F.layer_norm(X, beta=np.ones((3, 4))), ValueError, "beta has shape"),
         (lambda: F.rms_norm(X, np.ones(3), axis=0), ValueError, "gamma has shape"),

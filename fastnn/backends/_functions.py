@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastnn as fn
-from fastnn._checks import normalize_axis
+from fastnn._checks import integer_param, normalize_axis
 from fastnn._table import ACTIVATIONS
 
 
@@ -256,7 +256,7 @@ def layout(norm: Norm, shape: tuple[int, ...]) -> Layout:
 
 def smallest(norm: Norm, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the smallest array for which a normalization takes and refuses what it does for the given shape."""
-    first = norm.axis % max(len(shape), 1)
+    first = integer_param(norm.axis, "axis") % max(len(shape), 1)
     last = len(shape) - 1 if norm.name in ("layer_norm", "rms_norm") else first
     return tuple(n if first <= i <= last else min(n, 1) for i, n in enumerate(shape))
 
