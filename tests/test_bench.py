@@ -164,6 +164,16 @@ def test_quick_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_dtype_is_measured(dtype: str) -> None:
+    """With the compiled module, whose copy the cells are compared with."""
+    only = ("--only", "relu", "--only", "softmax", "--only", "layer_norm", "--only", "maxout")
+    plan = cli.plan_from(arguments("--quick", *only, "--dtype", dtype, "--max-elements", "20000"))
+    with Runner([]) as runner:
+        rows = [runner.measure(case, 1, 0.001, 1) for case in plan.cases]
+    assert rows and all("fastnn" in row.times and not row.failed for row in rows)
+
+
 def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that leaves early (| head) must not cost a run's measurements; nor must a locale that is not UTF-8."""
 
