@@ -60,6 +60,17 @@ def test_scalars():
     assert np.isclose(grad(F.tanh)(0.5), 1 - np.tanh(0.5) ** 2)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "params"), [("gelu", ("none",)), ("gelu", ("tanh",)), ("silu", ()), ("mish", ()), ("softsign", ())]
+)
+def test_second_derivatives_vanish_far_from_zero(name, params, dtype):
+    far = np.array([300, 6e4, np.finfo(dtype).max, np.inf], dtype)
+    second = _functions.second_derivative(name, np.concatenate([far, -far, [dtype(np.nan)]]), *params)
+    assert second.dtype == dtype
+    assert np.abs(second[:-1]).max() < 1e-7 and np.isnan(second[-1])
+
+
 def test_third_derivative_is_refused_rather_than_wrong():
     third = elementwise_grad(elementwise_grad(elementwise_grad(F.tanh)))
     with pytest.raises(NotImplementedError):

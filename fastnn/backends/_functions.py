@@ -78,8 +78,9 @@ NORMALIZATIONS = ["batch_norm", "batch_norm_inference", "layer_norm", "rms_norm"
 def second_derivative(name: str, saved: Any, *params: Any) -> np.ndarray[Any, Any]:
     """The derivative of ``name_backward(1, saved, *params)`` with respect to saved, elementwise."""
     saved = np.asarray(saved)
+    computed = saved.astype(np.float32) if saved.dtype == np.float16 else saved
     with np.errstate(all="ignore"):
-        return np.asarray(_SECOND[name](saved, *params), dtype=saved.dtype)
+        return np.asarray(_SECOND[name](computed, *params), dtype=saved.dtype)
 
 
 def _below_zero(name: str) -> Callable[..., Any]:
@@ -97,7 +98,13 @@ def _below_zero(name: str) -> Callable[..., Any]:
     return second
 
 
+def _bent(x: Any) -> Any:
+    """x where gelu, silu and mish bend; beyond they are straight, but their formulas would take 0 times infinity."""
+    return np.clip(x, -1e4, 1e4)
+
+
 def _gelu(x: Any, approximate: str) -> Any:
+    x = _bent(x)
     if approximate == "none":
         return np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) * (2 - x * x)
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
@@ -107,11 +114,13 @@ def _gelu(x: Any, approximate: str) -> Any:
 
 
 def _silu(x: Any) -> Any:
+    x = _bent(x)
     s = fn.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 def _mish(x: Any) -> Any:
+    x = _bent(x)
     s, t = fn.sigmoid(x), fn.tanh(fn.softplus(x))
     return s * (1 - t * t) * (2 + x * (1 - s) - 2 * x * t * s)
 
