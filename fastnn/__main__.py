@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (2 for a wrong command line, 130 after Ctrl-C)."""
+    """Run one command; returns the exit code (2 for a wrong command line, 130 after Ctrl-C, 141 after | head)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m fastnn", description="Fast CPU kernels for neural networks.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -50,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     assert action is not None  # argparse has left with an error where no command was chosen
     try:
-        return int(action.run(args))
+        code = int(action.run(args))
+        print(end="", flush=True)
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader left early; what is still buffered must not raise once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

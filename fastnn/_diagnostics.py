@@ -217,13 +217,15 @@ def saturation_bounds(activation: str | Bounds, dtype: np.dtype[Any]) -> Bounds:
     else:
         raise TypeError(f"activation must be a name or a pair (low, high), not {activation!r}")
     # infinite: there is no such limit, not even for infinite outputs
-    lower, upper = (float(dtype.type(bound)) if math.isfinite(bound) else math.nan for bound in (low, high))
+    with np.errstate(over="ignore", under="ignore"):
+        lower, upper = (float(dtype.type(bound)) if math.isfinite(bound) else math.nan for bound in (low, high))
     return lower, upper
 
 
 def _bound(value: float, name: str) -> float:
     """A limit that may be infinite."""
-    return float(value) if isinstance(value, float) and math.isinf(value) else _checks.real_param(value, name)
+    infinite = isinstance(value, float | np.floating) and math.isinf(value)
+    return float(value) if infinite else _checks.real_param(value, name)
 
 
 def summarized(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -43,7 +45,7 @@ class Moments:
 
     def __init__(self, n: int = 0, mean: ArrayLike = (), M2: ArrayLike = ()) -> None:
         self.n = _checks.integer_param(n, "n", 0)
-        means, squares = np.asarray(mean, np.float64), np.asarray(M2, np.float64)
+        means, squares = _vector(mean, "mean"), _vector(M2, "M2")
         if means.ndim != 1 or means.shape != squares.shape:
             raise ValueError(f"mean has shape {means.shape} and M2 {squares.shape}; both must have the same shape (D,)")
         if not (np.isfinite(means).all() and np.isfinite(squares).all() and (squares >= 0).all()):
@@ -89,7 +91,7 @@ class Moments:
     @classmethod
     def unpack(cls, packed: ArrayLike) -> Self:
         """Return the Moments that `pack` made `packed` of."""
-        vector = np.asarray(packed, np.float64)
+        vector = _vector(packed, "packed")
         if vector.ndim != 1 or len(vector) % 2 == 0:
             raise ValueError(
                 f"packed has shape {vector.shape}; it must be a vector of length 2 D + 1, as pack() makes it"
@@ -144,7 +146,7 @@ class _Estimator:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
-        """Set the constructor's arguments by name; return self. They count from the next fit on."""
+        """Set the constructor's arguments by name; return self. They count at once, for what is fitted already too."""
         known = self.get_params()
         for name in params:
             if name not in known:
@@ -362,7 +364,9 @@ class PCA(_Estimator):
     def _grown(self, samples: Array) -> Self:
         """Add samples in blocks, of which the decomposition makes a copy."""
         features = samples.shape[1]
-        rows = max(2 * features, _passes.TILE // max(features, 1), 1)
+        if features == 0:
+            raise ValueError(f"x has shape {samples.shape}: without features there are no components")
+        rows = max(2 * features, _passes.TILE // features)
         for start in range(0, len(samples), rows):
             block = samples[start : start + rows]
             moments = self.moments_type().update(block)
@@ -393,6 +397,8 @@ class PCA(_Estimator):
             raise NotFittedError(f"{type(self).__name__} has seen {n} sample; it takes 2 or more")
         if self._svd is None:
             _, values, rows = np.linalg.svd(self._factor, full_matrices=False)
+            # Merging adds a row for the difference of the means, so a factor can have more rows than there are samples.
+            values, rows = values[:n], rows[:n]
             largest = np.take_along_axis(rows, np.argmax(np.abs(rows), axis=1)[:, np.newaxis], axis=1)
             self._svd = values, np.where(largest < 0, -rows, rows)
         return self._svd
@@ -403,7 +409,7 @@ class PCA(_Estimator):
         wanted, available = self.n_components, len(values)
         if wanted is None:
             kept = available
-        elif isinstance(wanted, float) and 0 < wanted < 1:
+        elif isinstance(wanted, Real) and 0 < wanted < 1:
             kept = min(int(np.searchsorted(np.cumsum(_shares(values)), wanted, side="right")) + 1, available)
         else:
             kept = _checks.integer_param(wanted, "n_components", 1)
@@ -500,6 +506,11 @@ def _real(x: ArrayLike, name: str) -> Array:
         return _checks.as_input(x, name)
     _checks.as_input(x[..., :0] if x.ndim else x, name)
     return np.asarray(x)
+
+
+def _vector(x: ArrayLike, name: str) -> Vector:
+    """Return numbers that are kept or restored as float64."""
+    return _checks.as_input(x, name).astype(np.float64)
 
 
 def _matrix(x: ArrayLike, name: str, features: int | None) -> Array:

@@ -285,9 +285,9 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
         rng: as everywhere in this module.
 
     Raises:
-        TypeError: `network` has no layers, or a layer is no function and has no ``forward``.
-        ValueError: `tol` or `max_iter` out of range, or a layer whose output is constant or not finite, which no factor
-            can repair; the message names the layer.
+        TypeError: `network` has no layers, a layer is no function and has no ``forward``, or `x` is no real array.
+        ValueError: `tol` or `max_iter` out of range, an empty `x`, or a layer whose output is constant or not finite,
+            which no factor can repair; the message names the layer.
 
     Source: Mishkin and Matas, All you need is a good init, 2015.
     """
@@ -295,6 +295,8 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
     tol = _checks.real_param(tol, "tol", "nonnegative")
     max_iter = _checks.integer_param(max_iter, "max_iter", 1)
     generator = np.random.default_rng(rng)
+    if _checks.as_input(x).size == 0:
+        raise ValueError(f"x has shape {np.shape(x)}, without a value; give a batch of several different samples")
     signal: Any = np.asarray(x)
     for index, layer in enumerate(layers):
         forward = getattr(layer, "forward", layer)
@@ -336,8 +338,8 @@ def _checked(shape: Shape, fan_in: int | None, fan_out: int | None) -> tuple[tup
 
 
 def _checked_shape(shape: Shape) -> tuple[int, ...]:
-    listed = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     try:
+        listed = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         dims = tuple(operator.index(size) for size in listed)
     except TypeError:
         raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
@@ -358,13 +360,17 @@ def _scaled(rule: str, gain: float, factor: float, dims: tuple[int, ...], **need
             )
         total += fan
     # A fan of 0 is one of an array without entries: any scale will do.
-    return gain * math.sqrt(factor / total) if total else 0.0
+    scale = gain * math.sqrt(factor / total) if total else 0.0
+    if scale == math.inf:
+        raise ValueError(f"gain is {gain}, with which the scale of {rule} overflows float64; take a smaller one")
+    return scale
 
 
 def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Float:
     wanted = _checked_dtype(dtype)
     draws = np.random.default_rng(rng).standard_normal(dims)
-    draws *= std
+    with np.errstate(over="ignore", under="ignore"):
+        draws *= std
     return _rounded(draws, wanted)
 
 

@@ -52,11 +52,23 @@ def test_parameters_by_name_and_float32():
     x = X.astype(np.float32)
     assert F.elu(x, alpha=0.5).dtype == np.float32
     assert elementwise_grad(lambda x: F.elu(x, alpha=0.5))(x).dtype == np.float32
+    assert grad(lambda x: F.cross_entropy(x, [0, 3, 1]))(x).dtype == np.float32
     assert "alpha=1.0" in str(__import__("inspect").signature(F.elu))
 
 
 def test_scalars():
     assert np.isclose(grad(F.tanh)(0.5), 1 - np.tanh(0.5) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "params"), [("gelu", ("none",)), ("gelu", ("tanh",)), ("silu", ()), ("mish", ()), ("softsign", ())]
+)
+def test_second_derivatives_vanish_far_from_zero(name, params, dtype):
+    far = np.array([300, 6e4, np.finfo(dtype).max, np.inf], dtype)
+    second = _functions.second_derivative(name, np.concatenate([far, -far, [dtype(np.nan)]]), *params)
+    assert second.dtype == dtype
+    assert np.abs(second[:-1]).max() < 1e-7 and np.isnan(second[-1])
 
 
 def test_third_derivative_is_refused_rather_than_wrong():

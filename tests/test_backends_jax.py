@@ -66,6 +66,15 @@ def test_per_example_gradients():
         assert np.allclose(jax.grad(lambda x: F.mish(F.softmax(x)).sum())(row), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", list(_functions.SOFTMAX))
+def test_softmax_of_mapped_scalars_is_that_of_each(name):
+    """A scalar is a row of one element, under vmap too: the batch is no row."""
+    f, scalars = getattr(F, name), np.array([0.5, 1.0, 3.0], np.float32)
+    for mapped in (jax.vmap(f), jax.jit(jax.vmap(f)), jax.vmap(lambda x: f(x, 0))):
+        assert np.array_equal(mapped(scalars), [f(scalar) for scalar in scalars])
+    assert np.array_equal(jax.vmap(jax.grad(f))(scalars), np.zeros(3))
+
+
 def test_prelu_maxout_and_cross_entropy(x64):
     x, labels = X.astype(np.float64), np.array([0, 3, 1])
     for f, args in (
@@ -86,7 +95,9 @@ NORMS = [
     ("batch_norm", {"axis": -1, "activation": "tanh"}, (5, 3, 4), (4,)),
     ("layer_norm", {}, (3, 2, 4), (4,)),
     ("layer_norm", {"axis": 1}, (3, 2, 4), (2, 4)),
+    ("layer_norm", {}, (4,), (4,)),
     ("rms_norm", {}, (3, 2, 4), (4,)),
+    ("rms_norm", {}, (4,), (4,)),
     ("group_norm", {"groups": 2}, (3, 4, 5), (4,)),
     ("instance_norm", {}, (2, 4, 5), (4,)),
     ("batch_norm_inference", {"mean": np.arange(4.0), "var": np.arange(1.0, 5)}, (6, 4, 3), (4,)),
@@ -130,6 +141,8 @@ def test_dtypes_and_errors():
     assert F.sigmoid(jnp.arange(3)).dtype == jnp.float32
     assert F.relu(jnp.ones(3, jnp.float16)).dtype == jnp.float16
     assert F.tanh(0.5).shape == ()
+    assert np.array_equal(F.softmax(X, np.int64(0)), F.softmax(X, 0))
+    assert np.array_equal(F.elu(X, np.float32(0.5)), F.elu(X, 0.5))
     with pytest.raises(TypeError, match="bfloat16"):
         F.gelu(jnp.ones(3, jnp.bfloat16))
     with pytest.raises(TypeError, match="complex64"):
@@ -144,3 +157,33 @@ def test_dtypes_and_errors():
         F.batch_norm(X, axis=2)
     with pytest.raises(TypeError):
         jax.jit(lambda x, alpha: F.elu(x, alpha))(X, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: F.prelu(X, np.ones(3)), ValueError, "slope has shape"),
+        (lambda: F.prelu(X, np.ones(4), axis=2), np.exceptions.AxisError, "axis 2"),
+        (lambda: F.maxout(X, 3), ValueError, "not a multiple of pieces"),
+        (lambda: F.maxout(X, 0), ValueError, "pieces is 0"),
+        (lambda: F.maxout(X, 2, 2), np.exceptions.AxisError, "axis 2"),
+        (lambda: F.cross_entropy(X[0], np.array([1])), ValueError, "must be a matrix"),
+        (lambda: F.cross_entropy(X, np.ones(3)), TypeError, "labels has dtype"),
+        (lambda: F.cross_entropy(X, np.ones(2, int)), ValueError, "labels has shape"),
+        (lambda: F.batch_norm(X[0]), ValueError, "at least 2 are needed"),
+        (lambda: F.batch_norm(X, np.ones(3)), ValueError, "gamma has shape"),
+        (lambda: F.batch_norm(X, activation="erf"), ValueError, "activation is 'erf'"),
+        (lambda: F.batch_norm(X, eps=-1.0), ValueError, "eps is -1"),
+        (lambda: F.batch_norm(X, axis="C"), TypeError, "axis must be an integer"),
+        (lambda: F.batch_norm_inference(X, np.ones(3), np.ones(4)), ValueError, "mean has shape"),
+        (lambda: F.layer_norm(X, beta=np.ones((3, 4))), ValueError, "beta has shape"),
+        (lambda: F.rms_norm(X, np.ones(3), axis=0), ValueError, "gamma has shape"),
+        (lambda: F.group_norm(X, 0), ValueError, "groups is 0"),
+        (lambda: F.group_norm(X, 3), ValueError, "does not divide"),
+        (lambda: F.group_norm(X, 2, axis=0), ValueError, "axis of the samples"),
+    ],
+)
+def test_bad_arguments_fail_at_once_with_fastnns_errors(call, error, says):
+    for run in (call, jax.jit(call)):
+        with pytest.raises(error, match=says):
+            run()

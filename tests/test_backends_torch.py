@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'fastnn-kernels[torch]'")
 
 import torch
+import torch.utils.checkpoint
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
@@ -94,6 +95,8 @@ def test_prelu_maxout_and_cross_entropy():
     opcheck(torch.ops.fastnn.cross_entropy, (X, labels))
     opcheck(torch.ops.fastnn.batch_norm_training, (X, leaf(4), None, 1e-5, 1, None, None))
     assert torch.allclose(F.cross_entropy(X, labels), torch.nn.functional.cross_entropy(X, labels))
+    assert F.cross_entropy(X, [0, 3, 1]) == F.cross_entropy(X, labels)
+    assert gradgradcheck(lambda x: F.cross_entropy(x, labels.to(torch.int32)), (X,))
 
 
 NORMS = [
@@ -202,6 +205,16 @@ def test_large_mean_is_exact_where_torch_loses_it():
     x = torch.randn(4096, 8) + 1e4
     exact = (x.double() - x.double().mean(0)) / (x.double().var(0, unbiased=False) + 1e-5).sqrt()
     assert (F.BatchNorm1d(8)(x) - exact).abs().max() < 1e-5
+
+
+def test_activation_checkpointing():
+    """What forward kept is thrown away and computed anew in backward, as large models are trained."""
+
+    def network(x):
+        return F.prelu(F.softmax(F.gelu(F.batch_norm(F.sigmoid(x)))), 0.1).square().sum()
+
+    checkpoint = torch.utils.checkpoint.checkpoint(network, X, use_reentrant=False)
+    assert torch.equal(*(torch.autograd.grad(loss, X)[0] for loss in (checkpoint, network(X))))
 
 
 def test_dtypes_and_errors():

@@ -6,6 +6,9 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,54 @@ def test_quick_run_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_dtype_is_measured(dtype: str) -> None:
+    """With the compiled module, whose copy the cells are compared with."""
+    only = ("--only", "relu", "--only", "softmax", "--only", "layer_norm", "--only", "maxout")
+    plan = cli.plan_from(arguments("--quick", *only, "--dtype", dtype, "--max-elements", "20000"))
+    with Runner([]) as runner:
+        rows = [runner.measure(case, 1, 0.001, 1) for case in plan.cases]
+    assert rows and all("fastnn" in row.times and not row.failed for row in rows)
+
+
+def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that leaves early (| head) must not cost a run's measurements; nor must a locale that is not UTF-8."""
+
+    def leave(*args: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(report, "print_tables", leave)
+    files = [str(tmp_path / name) for name in ("out.json", "out.html")]
+    words = ("--quick", "--only", "relu", "--peer", "numpy", "--max-elements", "1")
+    with pytest.raises(BrokenPipeError):
+        cli.run(arguments(*words, "--json", files[0], "--html", files[1]), reference)
+    assert json.loads(Path(files[0]).read_text())["rows"]
+    load = f"from fastnn.bench import cli; cli.main(['--load', {files[0]!r}, '--html', {files[1]!r}])"
+    Path(files[1]).unlink()
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", load], env=ascii_only, capture_output=True)
+    assert "■" in Path(files[1]).read_text(encoding="utf-8")
+
+
+def test_a_reader_who_leaves_early_gets_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = subprocess.run([sys.executable, "-m", "fastnn", "info"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (command.stderr, command.returncode) == ("", 141)
+
+
+def test_figures_are_not_cut_off_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    console = importlib.import_module("fastnn.bench.console")
+    console.print_table("title", ["op", "ratio", "shape"], [["relu backward", "0.987654321", "32x64x56x56"]])
+    assert "0.987654321" in capsys.readouterr().out
+
+
 def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     console = importlib.import_module("fastnn.bench.console")
     monkeypatch.setattr(console, "HAVE_RICH", False)
@@ -174,6 +225,7 @@ def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_bad_arguments() -> None:
     assert cli.run(arguments("--only", "swish"), reference) == 2
+    assert cli.run(arguments("--only", "batch_norm", "--max-elements", "1"), reference) == 2
     for option, value in (("--threads", "0"), ("--budget", "0"), ("--budget", "nan"), ("--max-elements", "-1")):
         with pytest.raises(SystemExit, match="2"):
             arguments(option, value)

@@ -47,6 +47,8 @@ def rng(seed=0):
         ("prelu", [-100.0, 0.0, 100.0], 0),
         ((0.0, 1.0), [0.0, 0.5, 1.5], 2 / 3),
         ((-math.inf, 1), [-math.inf, 0.5, 1.5], 1 / 3),
+        ((-np.float32(math.inf), np.float32(1)), [-math.inf, 0.5, 1.5], 1 / 3),
+        ((-1e300, 1e300), [-math.inf, 0.5, 1.5], 1 / 3),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -130,6 +130,7 @@ def test_constant_and_zeros():
         ({"shape": (2, -1)}, ValueError, "no dimension may be negative"),
         ({"shape": (2.0, 3)}, TypeError, "shape must be an integer"),
         ({"shape": "ab"}, TypeError, "shape must be an integer"),
+        ({"shape": np.array(3)}, TypeError, "shape must be an integer"),
         ({"shape": (2, 3), "fan_in": 0}, ValueError, "fan_in is 0; it must be at least 1"),
         ({"shape": (2, 3), "fan_out": 1.5}, TypeError, "fan_out must be an integer"),
         ({"shape": (2, 3), "dtype": np.int32}, TypeError, "float16, float32 or float64, not int32"),
@@ -157,6 +158,8 @@ def test_bad_arguments_are_named(name, arguments, error, says):
         (lambda: init.uniform((2, 2), 1, 0), ValueError, "low is 1.0 and high 0.0"),
         (lambda: init.constant((2, 2), 1j), TypeError, "value must be a real number"),
         (lambda: init.constant((2, 2), 1e6, dtype=np.float16), ValueError, "overflow float16"),
+        (lambda: init.normal(99, std=1.7e308, dtype=np.float64, rng=0), ValueError, "overflow float64"),
+        (lambda: init.he_uniform((1, 1), gain=1.7e308, dtype=np.float64), ValueError, "scale of he_uniform overflows"),
     ],
 )
 def test_what_a_rule_cannot_do_is_refused(call, error, says):
@@ -218,6 +221,9 @@ def test_lsuv_is_reproducible_and_takes_a_network():
         ([object()], np.ones((2, 50)), {}, TypeError, "layer 0 .object. must have a method forward"),
         ([Linear(50, 5)], np.zeros((4, 50)), {}, ValueError, "lsuv cannot scale layer 0 .Linear."),
         ([Linear(50, 5)], np.full((4, 50), np.nan), {}, ValueError, "lsuv cannot scale layer 0"),
+        ([Linear(50, 5)], np.ones((0, 50)), {}, ValueError, "x has shape .0, 50., without a value"),
+        ([Linear(50, 5)], np.ones((4, 50), complex), {}, TypeError, "x has dtype complex128"),
+        ([Linear(50, 5)], np.ma.ones((4, 50)), {}, TypeError, "x is a masked array"),
         ([Linear(50, 5)], np.ones((4, 50)), {"tol": -1}, ValueError, "tol is -1; it must be"),
         ([Linear(50, 5)], np.ones((4, 50)), {"max_iter": 0}, ValueError, "max_iter is 0; it must be at least 1"),
     ],
@@ -234,7 +240,12 @@ def test_the_reference_is_the_same_object():
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: init.he_normal((99, 512), dtype="f2", rng=0), lambda: init.constant(2, 1e-50)]
+    "call",
+    [
+        lambda: init.he_normal((99, 512), dtype="f2", rng=0),
+        lambda: init.normal(9, std=1e-308, dtype=np.float64),
+        lambda: init.constant(2, 1e-50),
+    ],
 )
 def test_rounding_to_subnormals_is_no_error(call):
     with np.errstate(all="raise"):

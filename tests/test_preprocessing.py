@@ -172,6 +172,9 @@ def test_moments_do_not_hand_out_their_own_arrays(prep):
         (lambda prep: prep.Moments(1, [0.0], [1.0, 2.0]), ValueError, "the same shape"),
         (lambda prep: prep.Moments(1, [0.0], [-1.0]), ValueError, "M2 not negative"),
         (lambda prep: prep.Moments(1, [math.nan], [1.0]), ValueError, "must be finite"),
+        (lambda prep: prep.Moments(1, ["a"], [1.0]), TypeError, "mean has dtype"),
+        (lambda prep: prep.Moments(1, [0.0], np.ma.masked_array([1.0])), TypeError, "M2 is a masked array"),
+        (lambda prep: prep.Moments.unpack(np.array([1, 2, 3j])), TypeError, "packed has dtype complex128"),
         (lambda prep: prep.Moments.unpack([1.0, 2.0]), ValueError, "length 2 D . 1"),
         (lambda prep: prep.Moments.unpack([1.5, 2.0, 3.0]), ValueError, "number of samples"),
     ],
@@ -384,6 +387,24 @@ def test_pca_agrees_with_scikit_learn(prep, shape, n_components):
     np.testing.assert_allclose(mine.inverse_transform(scores), theirs.inverse_transform(scores), atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["PCA", "Whitener"])
+def test_fewer_samples_than_features_in_a_stream(prep, name):
+    x = rng().normal(size=(10, 30))
+    stream, once = getattr(prep, name)(), getattr(prep, name)().fit(x)
+    for block in np.array_split(x, 5):
+        stream.partial_fit(block)
+    assert stream.n_components_ == once.n_components_ == 10
+    np.testing.assert_allclose(stream.components_[:9], once.components_[:9], atol=1e-12)
+    np.testing.assert_allclose(stream.transform(x), once.transform(x), atol=1e-10)
+    with pytest.raises(ValueError, match="n_components is 11; 10 samples of 30 features have 10 components at most"):
+        stream.set_params(n_components=11).transform(x)
+
+
+def test_pca_takes_shares_of_any_float(prep):
+    kept = {prep.PCA(share).fit(correlated()).n_components_ for share in (0.5, np.float32(0.5), np.float16(0.5))}
+    assert len(kept) == 1
+
+
 def test_pca_keeps_the_digits_that_a_covariance_matrix_would_lose(prep):
     directions = np.linalg.qr(rng().normal(size=(4, 4)))[0]
     spreads = np.array([1.0, 1e-4, 1e-8, 1e-11])
@@ -501,6 +522,7 @@ def test_estimators_work_in_scikit_learn():
     steps.set_params(pca__n_components=3)
     assert steps.fit_transform(x).shape == (300, 3)
     assert "n_components=3" in repr(steps.named_steps["pca"])
+    assert steps.named_steps["pca"].set_params(n_components=2).components_.shape == (2, 12)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +530,8 @@ def test_estimators_work_in_scikit_learn():
     [
         (lambda prep, x: prep.PCA(13).fit(x), ValueError, "n_components is 13; 300 samples of 12 features have 12"),
         (lambda prep, x: prep.PCA(0).fit(x), ValueError, "n_components is 0"),
+        (lambda prep, x: prep.PCA().fit(x[:, :0]), ValueError, "without features"),
+        (lambda prep, x: prep.Whitener().partial_fit(x[:, :0]), ValueError, "without features"),
         (lambda prep, x: prep.PCA(1.5).fit(x), TypeError, "n_components must be an integer"),
         (lambda prep, x: prep.PCA("mle").fit(x), TypeError, "n_components must be an integer"),
         (lambda prep, x: prep.PCA().fit(x[:1]), ValueError, "x has 1 samples; a fit takes 2"),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastnn as fn
-from fastnn._checks import normalize_axis
+from fastnn._checks import integer_param, normalize_axis
 from fastnn._table import ACTIVATIONS
 
 
@@ -78,8 +78,9 @@ NORMALIZATIONS = ["batch_norm", "batch_norm_inference", "layer_norm", "rms_norm"
 def second_derivative(name: str, saved: Any, *params: Any) -> np.ndarray[Any, Any]:
     """The derivative of ``name_backward(1, saved, *params)`` with respect to saved, elementwise."""
     saved = np.asarray(saved)
+    computed = saved.astype(np.float32) if saved.dtype == np.float16 else saved
     with np.errstate(all="ignore"):
-        return np.asarray(_SECOND[name](saved, *params), dtype=saved.dtype)
+        return np.asarray(_SECOND[name](computed, *params), dtype=saved.dtype)
 
 
 def _below_zero(name: str) -> Callable[..., Any]:
@@ -97,7 +98,13 @@ def _below_zero(name: str) -> Callable[..., Any]:
     return second
 
 
+def _bent(x: Any) -> Any:
+    """x where gelu, silu and mish bend; beyond they are straight, but their formulas would take 0 times infinity."""
+    return np.clip(x, -1e4, 1e4)
+
+
 def _gelu(x: Any, approximate: str) -> Any:
+    x = _bent(x)
     if approximate == "none":
         return np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) * (2 - x * x)
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
@@ -107,11 +114,13 @@ def _gelu(x: Any, approximate: str) -> Any:
 
 
 def _silu(x: Any) -> Any:
+    x = _bent(x)
     s = fn.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 def _mish(x: Any) -> Any:
+    x = _bent(x)
     s, t = fn.sigmoid(x), fn.tanh(fn.softplus(x))
     return s * (1 - t * t) * (2 + x * (1 - s) - 2 * x * t * s)
 
@@ -252,6 +261,13 @@ def layout(norm: Norm, shape: tuple[int, ...]) -> Layout:
     split = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
     reduced = tuple(i for i in range(1, ndim + 1) if i != axis)
     return Layout(split, reduced, _only(split, axis, axis + 1), (shape[0], groups))
+
+
+def smallest(norm: Norm, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the smallest array for which a normalization takes and refuses what it does for the given shape."""
+    first = integer_param(norm.axis, "axis") % max(len(shape), 1)
+    last = len(shape) - 1 if norm.name in ("layer_norm", "rms_norm") else first
+    return tuple(n if first <= i <= last else min(n, 1) for i, n in enumerate(shape))
 
 
 def along(shape: tuple[int, ...], ndim: int, axis: int) -> tuple[int, ...]:

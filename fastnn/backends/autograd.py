@@ -143,7 +143,7 @@ _maxout = _with_formula(
 )
 _cross_entropy = _with_formula(
     fn.cross_entropy,
-    lambda dy, args, saved: [dy * saved[0]],
+    lambda dy, args, saved: [float(dy) * saved[0]],  # a Python float leaves the gradient the logits' dtype
     _cross_entropy_formula,
 )
 _normalize = _with_formula(

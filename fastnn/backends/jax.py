@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import fastnn as fn
+from fastnn import _checks
 from fastnn.backends import _functions, _host
 
 try:
@@ -64,7 +66,7 @@ def _call(kernel: Callable[..., Any], result: Any, *arrays: Any, batched: bool =
 
 def _static(params: Any) -> tuple[Any, ...]:
     """Parameters as hashable Python values, which custom_vjp can set apart."""
-    return tuple(param if isinstance(param, str | int) else float(param) for param in params)
+    return tuple(param if isinstance(param, str | Integral) else float(param) for param in params)
 
 
 def _unary(function: _functions.Function, slope: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -75,12 +77,13 @@ def _unary(function: _functions.Function, slope: Callable[..., Any] | None = Non
     """
 
     # A batch is more of the same for an elementwise function, and for softmax along an axis counted from the end.
-    def whole(params: Any) -> bool:
-        return slope is None or params[0] < 0
+    # (Of a scalar, softmax along -1 is 1; of a batch of scalars it would be something else.)
+    def whole(params: Any, x: Any) -> bool:
+        return slope is None or (params[0] < 0 and x.ndim > 0)
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def forward(params: Any, x: Any) -> Any:
-        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=whole(params))
+        return _call(lambda x: function.kernel(x, *params), _like(x), x, batched=whole(params, x))
 
     def forward_save(params: Any, x: Any) -> Any:
         y = forward(params, x)
@@ -94,7 +97,7 @@ def _unary(function: _functions.Function, slope: Callable[..., Any] | None = Non
         def kernel(dy: Any, saved: Any) -> Any:
             return function.backward_kernel(dy, saved, *params)
 
-        return _call(kernel, _like(saved), dy, saved, batched=whole(params))
+        return _call(kernel, _like(saved), dy, saved, batched=whole(params, saved))
 
     def backward_save(params: Any, dy: Any, saved: Any) -> Any:
         return backward(params, dy, saved), (dy, saved)
@@ -205,7 +208,7 @@ def _spread(arrays: Any, values: Any) -> list[Any]:
 # forward and backward: they travel as pairs of 32-bit integers.
 def _pack(value: Any) -> Any:
     value = np.asarray(value)
-    return np.ascontiguousarray(value)[..., None].view(np.uint32) if value.dtype.itemsize == 8 else value
+    return np.array(value, order="C")[..., None].view(np.uint32) if value.dtype.itemsize == 8 else value
 
 
 def _packed_kind(kind: Any) -> Any:
@@ -291,24 +294,44 @@ _normalization = _with_formula(
 )
 
 
+# Bad arguments fail in these functions, with the errors of fastnn's own, not in the callback. Only a label outside the
+# classes is found there: labels may be traced.
+
+
+def _blank(array: Any) -> Any:
+    """An array that stands in for one that may be traced, where shape and dtype are checked."""
+    return np.ones(array.shape, array.dtype)
+
+
 def prelu(x: Any, slope: Any, *, axis: int = 1) -> Any:
     """fastnn.prelu for JAX, differentiable with respect to x and slope."""
     x = _checked(x)
-    return _prelu(axis, x, jnp.asarray(slope, x.dtype))
+    slope = jnp.asarray(slope, x.dtype)
+    _checks.as_slope(_blank(slope), x.shape, axis)
+    return _prelu(axis, x, slope)
 
 
 def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
     """y of fastnn.maxout for JAX, differentiable with respect to x."""
-    return _maxout((pieces, axis), _checked(x))
+    x = _checked(x)
+    axis = _checks.normalize_axis(axis, x.ndim)
+    return _maxout((_checks.check_pieces(pieces, x.shape[axis], axis), axis), x)
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for JAX, differentiable with respect to the logits."""
-    return _cross_entropy(None, _checked(logits, "logits"), jnp.asarray(labels))
+    logits, labels = _checked(logits, "logits"), jnp.asarray(labels)
+    _checks.check_logits(logits)
+    _checks.as_labels(np.zeros(labels.shape, labels.dtype), *logits.shape)
+    return _cross_entropy(None, logits, labels)
 
 
 def _normalize(norm: _functions.Norm, x: Any, *arrays: Any) -> Any:
-    return _normalization(norm, _checked(x), *(None if array is None else jnp.asarray(array) for array in arrays))
+    x = _checked(x)
+    arrays = tuple(None if array is None else jnp.asarray(array) for array in arrays)
+    blanks = [None if array is None else _blank(array) for array in arrays]
+    norm.forward(np.ones(_functions.smallest(norm, x.shape), x.dtype), *blanks)
+    return _normalization(norm, x, *arrays)
 
 
 globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})

@@ -192,7 +192,8 @@ class _Formula:
         ctx.save_for_backward(*tensors, *(output[1:] if self._saved else ()))
 
     def _differentiate(self, ctx: Any, *gradients: Any) -> Any:
-        tensors, saved = ctx.saved_tensors[: self._count], ctx.saved_tensors[self._count :]
+        kept = ctx.saved_tensors  # asked for once: activation checkpointing allows no more
+        tensors, saved = kept[: self._count], kept[self._count :]
         # The saved values are outputs too; a derivative must not reach the tensors through them a second time.
         found = self.backward(gradients[0], *tensors, [value.detach() for value in saved], *ctx.static)
         return *self._spread(tensors, found), *(None for _ in ctx.static)
@@ -298,7 +299,7 @@ _cross_entropy = _Formula(
     _cross_entropy_forward,
     lambda tensors: [tensors[0].new_empty(()), torch.empty_like(tensors[0])],
     lambda dy, tensors, saved: [dy * saved[0]],
-    lambda tensors: torch.nn.functional.cross_entropy(*tensors),
+    lambda tensors: torch.nn.functional.cross_entropy(tensors[0], tensors[1].long()),
     saved=1,
 )
 
@@ -316,7 +317,7 @@ def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for PyTorch, differentiable with respect to the logits."""
-    return _cross_entropy(_checked(logits, "logits"), labels)
+    return _cross_entropy(_checked(logits, "logits"), torch.as_tensor(labels))
 
 
 globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})

@@ -70,6 +70,8 @@ def plan_from(args: argparse.Namespace) -> Plan:
     )
     if args.direction:
         selected = [case for case in selected if case.direction == args.direction]
+    if not selected:
+        raise ValueError("nothing to measure: no case has the direction, sizes and outputs that were asked for")
     # neighbours share their arrays
     selected.sort(key=lambda case: (case.op.kind != "map", case.shape if case.op.kind == "map" else (), case.dtype))
     most = fastnn.runtime.num_threads()
@@ -118,10 +120,11 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
             rows = measure(runner, plan)
         created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         about = {"machine": machine(), "versions": runner.versions, "missing": runner.missing, "created": created}
-    report.print_tables(rows)
-    report.print_summary(rows, about)
+    # Saved first: what is printed may go to a reader who leaves early (| head).
     if args.json:
         report.save_json(args.json, rows, about)
     if args.html:
         report.save_html(args.html, rows, about)
+    report.print_tables(rows)
+    report.print_summary(rows, about)
     return 1 if any("fastnn" in row.failed for row in rows) else 0

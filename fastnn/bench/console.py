@@ -25,8 +25,9 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
             table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        width = None if sys.stdout.isatty() else 200
-        Console(width=width).print(table)
+        # As wide as it needs: rich would cut figures off in a narrow terminal, which wraps lines itself.
+        needed = Console(width=1000).measure(table).maximum
+        Console(width=max(needed, Console().width)).print(table)
         return
     plain = [columns, *[[_plain(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in plain) for i in range(len(columns))]

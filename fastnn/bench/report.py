@@ -222,7 +222,7 @@ def save_html(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
         parts.append(roofline_svg(members))
         parts.append(_html_table(members))
     parts.append("</html>")
-    path.write_text("\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8")  # as the page says, whatever the locale
 
 
 def _about(about: dict[str, Any]) -> str:

@@ -134,7 +134,8 @@ def _flow_table(left: dict[str, float]) -> Table:
         f"The gradient after {DEPTH} layers",
         ("function", "left", "lost"),
         tuple(
-            (name, short(share), percent(1 - share) if share > 1e-4 else "> 99.99 %") for name, share in left.items()
+            (name, short(share), percent(max(1 - share, 0)) if share > 1e-4 else "> 99.99 %")
+            for name, share in left.items()
         ),
     )
 
