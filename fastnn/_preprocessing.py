@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 

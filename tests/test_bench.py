@@ -186,10 +186,13 @@ def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypat
     with pytest.raises(BrokenPipeError):
         cli.run(arguments(*words, "--json", files[0], "--html", files[1]), reference)
     assert json.loads(Path(files[0]).read_text())["rows"]
-    load = f"from fastnn.bench import cli; cli.main(['--load', {files[0]!r}, '--html', {files[1]!r}])"
     Path(files[1]).unlink()
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    subprocess.run([sys.executable, "-c", load], env=ascii_only, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "fastnn", "bench", "--load", files[0], "--html", files[1]],
+        env=ascii_only,
+        capture_output=True,
+    )
     assert "■" in Path(files[1]).read_text(encoding="utf-8")
 
 
