@@ -493,11 +493,7 @@ def _by_channel(axis: int, y: Array | None, *arrays: Array) -> Iterator[_Piece]:
         into = None if y is None else y.transpose(order)
         yield _Piece([a.transpose(order) for a in arrays], into, order.index(axis), slice(None))
         return
-    channels = arrays[0].shape[axis]
-    step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // channels)))
-    for start in range(0, channels, step):
-        part = slice(start, start + step)
-        yield _copied((slice(None),) * axis + (part,), axis, y, arrays, part)
+    yield from _copies((slice(None),) * axis, axis, y, arrays)
 
 
 @dataclass
@@ -512,8 +508,7 @@ class _Piece:
 
     def done(self, result: Array) -> None:
         if self.place is not None:
-            with np.errstate(all="ignore"):
-                self.place[...] = result
+            _copy(result, self.place)
 
 
 def _by_row(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
@@ -524,12 +519,9 @@ def _by_row(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
     if _common_order(*arrays, y) == tuple(range(len(shape))):
         yield _Piece(list(arrays), y, axis, ...)
     elif axis == 0:
-        yield _copied((), 0, y, arrays, ...)
+        yield from _copies(None, 0, y, arrays)
     else:
-        step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // shape[0])))
-        for start in range(0, shape[0], step):
-            part = slice(start, start + step)
-            yield _copied((part,), axis, y, arrays, part)
+        yield from _copies((), axis, y, arrays)
 
 
 def _by_sample(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
@@ -538,10 +530,30 @@ def _by_sample(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
     yield from _by_row(1, np.moveaxis(y, axis, 1), *moved)
 
 
-def _copied(at: Any, axis: int, y: Array | None, arrays: tuple[Array, ...], part: Any) -> _Piece:
+def _copies(
+    before: tuple[slice, ...] | None, axis: int, y: Array | None, arrays: tuple[Array, ...]
+) -> Iterator[_Piece]:
+    """Copies of some of what lies along the axis that follows those of `before`, or of everything (None)."""
+    shape = arrays[0].shape
     dtype = _checks.compute_dtype(_checks.result_dtype(*arrays))
-    inputs = [np.array(a[at], dtype, order="C") for a in arrays]
-    return _Piece(inputs, None if y is None else inputs[-1], axis, part, None if y is None else y[at])
+    length = 1 if before is None else shape[len(before)]
+    step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // length)))
+    rooms = [np.empty(min(step, length) * (arrays[0].size // length), dtype) for _ in arrays]
+    for start in range(0, length, step):
+        part = ... if before is None else slice(start, start + step)
+        at = ... if before is None else (*before, part)
+        inputs = [room[: a[at].size].reshape(a[at].shape) for room, a in zip(rooms, arrays, strict=True)]
+        for a, plain in zip(arrays, inputs, strict=True):
+            _copy(a[at], plain)
+        yield _Piece(inputs, None if y is None else inputs[-1], axis, part, None if y is None else y[at])
+
+
+def _copy(source: Array, target: Array) -> None:
+    """target[...] = source, of one shape, one of them in the dtype that the other is computed in."""
+    if max(source.itemsize, target.itemsize) == 4:
+        _core.copy_single(source, target)
+    else:
+        target[...] = source
 
 
 def _common_order(*arrays: Array) -> tuple[int, ...] | None:

@@ -1,5 +1,5 @@
-# What float arithmetic cannot do well enough (see norm_finish and forms in normalization_loops.pxi.tp), done in double:
-# the float data is widened a block at a time, and the loops for double run over the block.
+# What float arithmetic cannot do well enough (see norm_finish and norm_forms in normalization_coefficients.pxi.tp), done
+# in double: the float data is widened a block at a time, and the loops for double run over the block.
 
 cdef enum:
     STRIP = 32      # columns of a block

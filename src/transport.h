@@ -1,7 +1,7 @@
-/* Block transport that has to be written in C: half precision by bit arithmetic, stores that bypass the caches.
+/* Block transport that has to be written in C: half precision, stores that bypass the caches.
  *
- * The conversions use integer operations and exact float operations only, so every level gives the same bits, and the
- * compiler vectorises them without a half-precision unit. */
+ * Where there is no instruction for half precision the conversions use integer operations and exact float operations only,
+ * which the compiler vectorises. Both give the same bits, those of NaN too. */
 #ifndef FN_TRANSPORT_H
 #define FN_TRANSPORT_H
 
@@ -21,6 +21,22 @@ typedef struct {
     char bytes[FN_BLOCK_BYTES] __attribute__((aligned(64)));
 } fn_block;
 
+/* n is rounded down to whole groups of FN_LANES */
+#if defined(__F16C__)
+static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 8)
+        _mm256_storeu_ps((float *)y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)x + i))));
+}
+
+static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 8) {
+        __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps((const float *)x + i), _MM_FROUND_TO_NEAREST_INT);
+        _mm_storeu_si128((__m128i *)((uint16_t *)y + i), half);
+    }
+}
+#else
 static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
 {
     const uint16_t *half = x;
@@ -33,6 +49,7 @@ static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
         uint32_t result;
         memcpy(&result, &scaled, 4);
         result |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u; /* infinity and NaN */
+        result |= magnitude > 0x0f800000u ? 0x00400000u : 0u;  /* a NaN becomes quiet */
         bits[i] = result | (uint32_t)(half[i] & 0x8000) << 16;
     }
 }
@@ -54,10 +71,11 @@ static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
         memcpy(&subnormal, &small, 4);
         subnormal -= 0x3f000000u;
         uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
-        result = magnitude > 0x7f800000u ? 0x7e00u : result;
+        result = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : result;
         half[i] = (uint16_t)(result | (bits[i] >> 16 & 0x8000u));
     }
 }
+#endif
 
 /* dst is aligned to 64 bytes; what is left over after the last whole vector is copied with ordinary stores. */
 static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)

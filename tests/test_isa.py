@@ -5,6 +5,7 @@ import pytest
 from cases import assert_same_bits, cases, defaults, sample
 
 import fastnn as fn
+from fastnn import _core
 
 FUSED = [name for name in fn.runtime.available_isas() if name != "baseline"]
 by_case = pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
@@ -120,3 +121,22 @@ def test_use_isa_holds_for_the_block_and_the_thread():
     with pytest.raises(KeyError), fn.runtime.use_isa(fn.runtime.available_isas()[0]):
         raise KeyError
     assert fn.runtime.isa() == before
+
+
+def test_half_precision_is_converted_as_numpy_does(isa):
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    number = ~np.isnan(halves)
+    singles = np.empty(halves.shape, np.float32)
+    _core.copy_single(halves, singles)
+    assert_same_bits(singles[number], halves[number].astype(np.float32))
+    assert np.isnan(singles[~number]).all()
+    values = np.unique(np.append(halves[np.isfinite(halves)], 0).astype(np.float64))
+    middle = np.append((values[1:] + values[:-1]) / 2, [65520.0, -65520.0]).astype(np.float32)  # from there on infinity
+    sides = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+    x = np.concatenate([middle, *sides, singles[number], all_over(np.float32)])
+    y = np.empty(x.shape, np.float16)
+    _core.copy_single(x, y)
+    number = ~np.isnan(x)
+    with np.errstate(all="ignore"):
+        assert_same_bits(y[number], x[number].astype(np.float16))
+    assert np.isnan(y[~number]).all()
