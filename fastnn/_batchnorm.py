@@ -140,7 +140,7 @@ class BatchNorm:
         """Take over what `state_dict` returned. Wrong names or shapes are a ValueError, and then nothing is changed."""
         if set(state) != set(_STATE):
             raise ValueError(f"the state has the keys {sorted(map(str, state))}; it must have exactly {sorted(_STATE)}")
-        loaded = {name: self._checked(name, state[name]) for name in _STATE}
+        loaded = {name: self._checked(name, state[name]).copy() for name in _STATE}  # they may be arrays of this object
         for name, array in loaded.items():
             getattr(self, name)[...] = array
 

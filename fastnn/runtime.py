@@ -174,7 +174,7 @@ def _choose_threads() -> None:
 
 def _positive(text: str) -> int | None:
     try:
-        number = int(text)
+        number = 0 if "_" in text else int(text)  # 1_0 is ten in Python alone
     except ValueError:
         return None
     return number if number >= 1 else None

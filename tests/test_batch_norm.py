@@ -304,6 +304,16 @@ def test_mistakes(functions, error, match, call):
         call(functions)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinite_data_gives_infinite_results_in_inference(dtype, isa):
+    gamma = np.linspace(-3, 3, 40)  # of even length: none is 0
+    mean, var = np.linspace(-2, 2, 40), np.geomspace(1e-6, 1, 40)
+    for value in (np.inf, np.finfo(dtype).max):
+        x = np.outer([1, -1], np.full(40, value)).astype(dtype)
+        y = fn.batch_norm_inference(x, mean, np.where(np.isinf(value), var, var * 1e-8), gamma)
+        assert np.array_equal(y[0], np.where(gamma > 0, np.inf, -np.inf)) and np.array_equal(y[1], -y[0])
+
+
 def test_no_channels_and_an_empty_inference_give_empty_results():
     y, mean, invstd = fn.batch_norm(np.ones((4, 0)))
     assert y.shape == (4, 0) and mean.shape == invstd.shape == (0,)

@@ -370,6 +370,10 @@ def test_batch_norm_layer(functions):
     other = functions.BatchNorm(5)
     other.load_state_dict(layer.state_dict())
     assert np.array_equal(other.forward(x, training=False), layer.forward(x, training=False))
+    gamma, beta = other.gamma.copy(), other.beta.copy()
+    other.load_state_dict(other.state_dict() | {"gamma": other.beta, "beta": other.gamma})
+    assert np.array_equal(other.gamma, beta) and np.array_equal(other.beta, gamma)
+    other.load_state_dict(layer.state_dict())
     with pytest.raises(ValueError, match="keys"):
         other.load_state_dict({"gamma": np.ones(5)})
     with pytest.raises(RuntimeError, match="forward"):

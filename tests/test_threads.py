@@ -203,7 +203,7 @@ def test_threads_from_the_environment():
     assert run(SHOW, FASTNN_NUM_THREADS="", OMP_NUM_THREADS="5")[0].split()[0] == "5"
 
 
-@pytest.mark.parametrize("value", ["0", "many", "-2", "2.5"])
+@pytest.mark.parametrize("value", ["0", "many", "-2", "2.5", "1_0"])
 def test_bad_number_of_threads_in_the_environment(value):
     output, errors = run(SHOW, FASTNN_NUM_THREADS=value, OMP_NUM_THREADS="5")
     assert output.split()[0] == "5"
