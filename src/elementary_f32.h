@@ -18,10 +18,8 @@ FN float abs_f32(float x)
     return from_bits_f32(bits_f32(x) & UINT32_C(0x7fffffff));
 #endif
 }
-FN float copysign_f32(float x, float sign)
-{
-    return from_bits_f32((bits_f32(x) & UINT32_C(0x7fffffff)) | (bits_f32(sign) & UINT32_C(0x80000000)));
-}
+/* y, which is not negative unless x is, with the sign of x */
+FN float with_sign_f32(float y, float x) { return from_bits_f32(bits_f32(y) | (bits_f32(x) & UINT32_C(0x80000000))); }
 /* NaN in x goes through; the bound must be a number */
 FN float min_f32(float x, float bound) { return bound < x ? bound : x; }
 FN float max_f32(float x, float bound) { return bound > x ? bound : x; }
@@ -268,10 +266,15 @@ FN float gelu_tanh_f32(float x)
     return FN_FMAF(q, F32_LOGISTIC_SCALE, excess);
 }
 
-/* sigmoid for gradients: 1.7 ULP, two thirds of the time. Where 1 is lost in the sum with e^-x it goes to the fraction. */
-FN float logistic_f32(float x)
+FN_BOUND(float, fn_falling_low_f32, -32.0f);
+FN_BOUND(float, fn_falling_high_f32, 105.0f);
+/* 1 / (1 + e^(-sign x)), sign = 1 or -1, for gradients: 1.7 ULP, two thirds of sigmoid's time. Where 1 is lost in the sum with
+   the power it goes to the fraction. */
+FN float logistic_f32(float x, const float sign)
 {
-    float t, p = exp_fraction_f32(-min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32), 127 - 40, &t);
+    float inside = sign > 0 ? min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32)
+                            : min_f32(max_f32(x, fn_falling_low_f32), fn_falling_high_f32);
+    float t, p = exp_fraction_f32(-sign * inside, 127 - 40, &t);
     float power = power_f32(t), sum = power + F32_LOGISTIC_SCALE, lost = (power - sum) + F32_LOGISTIC_SCALE;
     p = FN_FMAF(lost, from_bits_f32(UINT32_C(0x7f000000) - bits_f32(power)), p);
     return F32_LOGISTIC_SCALE / FN_FMAF(power, p, sum);
@@ -279,9 +282,10 @@ FN float logistic_f32(float x)
 
 FN_BOUND(float, fn_softplus_low_f32, -108.0f);
 FN_BOUND(float, fn_softplus_high_f32, 108.0f);
-/* log(1 + e^x). For |x| < 1 it is log(2) + x / 2 and an even function; beyond, max(x, 0) + log(1 + z), z = e^-|x|, where
-   log(1 + z) = z + z^2 (polynomial) and z comes in two parts: a power and the rest. z is scaled, so that nothing underflows. */
-FN float softplus_f32(float x)
+/* sign * log(1 + e^(sign x)), sign = 1 or -1: softplus, and log_sigmoid. For |x| < 1 it is sign * log(2) + x / 2 and an even
+   function; beyond, sign * max(sign x, 0) + sign * log(1 + z), z = e^-|x|, where log(1 + z) = z + z^2 (polynomial) and z comes
+   in two parts: a power and the rest. z is scaled, so that nothing underflows. */
+FN float softplus_f32(float x, const float sign)
 {
     float inside = min_f32(max_f32(x, fn_softplus_low_f32), fn_softplus_high_f32), a = abs_f32(inside);
     float t, p = exp_fraction_f32(-a, 127 + 32, &t), power = power_f32(t);
@@ -289,12 +293,12 @@ FN float softplus_f32(float x)
     float far = FN_FMAF(FN_FMAF(FN_FMAF(0x1.b52a5ep-5f, y, -0x1.0c769p-3f), y, 0x1.89afaap-3f), y, -0x1.fe2904p-3f);
     float near = FN_FMAF(FN_FMAF(FN_FMAF(0x1.cb8a68p-20f, x2, -0x1.b38aep-16f), x2, 0x1.6bed3ep-12f), x2, -0x1.5554fap-8f);
     float rest = FN_FMAF(z * y, FN_FMAF(FN_FMAF(far, y, 0x1.554888p-2f), y, -0x1.ffffc4p-2f), u);
-    float above = max_f32(inside, fn_zero_f32), sum, lo;
-    power = power * 0x1p-32f;
-    sum = fast_two_sum_f32(above, power, &lo);
-    far = max_f32(sum + FN_FMAF(rest, 0x1p-32f, lo), x);
-    near = 0x1.62e43p-1f + FN_FMAF(x, 0.5f, FN_FMAF(x2, FN_FMAF(near, x2, 0x1p-3f), -0x1.05c61p-29f));
-    return select_f32(a < 1.0f, near, far);
+    float beyond = sign > 0 ? max_f32(inside, fn_zero_f32) : below_zero_f32(inside);
+    float lo, sum = fast_two_sum_f32(beyond, power * (sign * 0x1p-32f), &lo);
+    far = sum + FN_FMAF(rest, sign * 0x1p-32f, lo);
+    far = sign > 0 ? max_f32(far, x) : min_f32(far, x);
+    near = sign * 0x1.62e43p-1f + FN_FMAF(x, 0.5f, FN_FMAF(sign * x2, FN_FMAF(near, x2, 0x1p-3f), sign * -0x1.05c61p-29f));
+    return with_sign_f32(select_f32(a < 1.0f, near, far), sign); /* a far of +0 may be below 0 */
 }
 
 FN_BOUND(float, fn_mish_low_f32, -110.0f);
@@ -306,7 +310,7 @@ FN float mish_f32(float x)
     float u = power * p, e = power + u, lo, n = fast_two_sum_f32(power, FN_FMAF(e * 0x1p-33f, e, u), &lo);
     float m = n * 0x1p-32f, d = m + 1.0f, q = n / d, inverse = minus_rough_inverse_f32(d);
     float too_much = FN_FMAF(lo, inverse, FN_FMAF(q, m, q - n));
-    return copysign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (too_much * inverse)), 0x1p-32f, excess), x);
+    return with_sign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (too_much * inverse)), 0x1p-32f, excess), x);
 }
 
 FN_BOUND(float, fn_tanh_high_f32, 10.0f);
@@ -324,7 +328,7 @@ FN float tanh_f32(float x)
     float w = FN_FMAF(h2 * h, FN_FMAF(factor, h2, -0x1.555682p-2f), k * -0x1.d7p-31f); /* the last: what h lacks, nearly */
     float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
-    return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
+    return with_sign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
 
 FN_BOUND(float, fn_one_f32, 1.0f);
