@@ -11,8 +11,8 @@ from elementary cimport (
     log1p_wide, within_wide,
     below_zero_f32, exp_times_f32, gelu_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
     softplus_f32,
-    FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, copysign, expm1_domain,
-    expm1_parts, fma, lower_of, one_plus, remainder, select, upper_of, within_zero_six,
+    FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, expm1_domain,
+    expm1_parts, fma, lower_of, one_plus, remainder, select, upper_of, with_sign, within_zero_six,
     tanh as elementary_tanh,
 )
 
@@ -38,7 +38,7 @@ cdef inline real tanh(real x) noexcept nogil:
         return elementary_tanh(x)
     else:
         e = expm1_wide(-2 * <double> absolute(within_wide(x)))
-        return copysign(<float> (-e / (2 + e)), x)
+        return with_sign(<float> ((0 - e) / (2 + e)), x)
 
 # Without fma 1 - y^2 would cancel near 1, the product is less exact near 0.
 cdef inline real tanh_backward(real dy, real y) noexcept nogil:
@@ -238,7 +238,7 @@ cdef inline real mish_backward(real dy, real x) noexcept nogil:
 # x / (1 + |x|), the remainder of the first quotient in it
 cdef inline real softsign(real x) noexcept nogil:
     cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = <real> 1 / d, q = a * inverse
-    return copysign(fma(fma(-q, d_lo, remainder(q, d, a)), inverse, q), x)
+    return with_sign(fma(fma(-q, d_lo, remainder(q, d, a)), inverse, q), x)
 
 # 1 / (1 + |x|)^2
 cdef inline real softsign_backward(real dy, real x) noexcept nogil:
@@ -251,13 +251,13 @@ cdef inline real log_sigmoid(real x) noexcept nogil:
     if real is double:
         return log_sigmoid_f64(x)
     else:
-        return -softplus_f32(-x)
+        return softplus_f32(x, -1)
 
 cdef inline real log_sigmoid_backward(real dy, real x) noexcept nogil:
     if real is double:
         return dy * log_sigmoid_slope_f64(x)
     else:
-        return dy * logistic_f32(-x)
+        return dy * logistic_f32(x, -1)
 
 # log(1 + e^(beta x)) / beta, without a threshold
 cdef inline real softplus(real x, real beta) noexcept nogil:
@@ -272,13 +272,16 @@ cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
     if real is double:
         return dy * softplus_slope_f64(x, beta)
     else:
-        return <float> (dy / (1 + exp_wide(exp_argument_wide(-<double> x * beta))))
+        return <float> (dy / (1 + exp_wide(exp_argument_wide(<double> x * -<double> beta))))
 
 cdef inline real softplus_at_defaults(real x) noexcept nogil:
     if real is double:
         return softplus_one_f64(x)
     else:
-        return softplus_f32(x)
+        return softplus_f32(x, 1)
 
 cdef inline real softplus_at_defaults_backward(real dy, real x) noexcept nogil:
-    return log_sigmoid_backward(dy, -x)
+    if real is double:
+        return log_sigmoid_backward(dy, -x)
+    else:
+        return dy * logistic_f32(x, 1)

@@ -11,7 +11,7 @@ cdef extern from "elementary.h" nogil:
     float fma_f32(float a, float b, float c) noexcept
     float select_f32(bint condition, float a, float b) noexcept
     float abs_f32(float x) noexcept
-    float copysign_f32(float x, float sign) noexcept
+    float with_sign_f32(float y, float x) noexcept
     float min_f32(float x, float bound) noexcept
     float max_f32(float x, float bound) noexcept
     float two_sum_f32(float a, float b, float* lo) noexcept
@@ -31,17 +31,17 @@ cdef extern from "elementary.h" nogil:
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
     float silu_f32(float x) noexcept
-    float logistic_f32(float x) noexcept
+    float logistic_f32(float x, float sign) noexcept
     float exp_times_f32(float m, float x) noexcept
     float below_zero_f32(float x) noexcept
     float gelu_f32(float x) noexcept
     float gelu_tanh_f32(float x) noexcept
-    float softplus_f32(float x) noexcept
+    float softplus_f32(float x, float sign) noexcept
     float mish_f32(float x) noexcept
     double fma_f64(double a, double b, double c) noexcept
     double select_f64(bint condition, double a, double b) noexcept
     double abs_f64(double x) noexcept
-    double copysign_f64(double x, double sign) noexcept
+    double with_sign_f64(double y, double x) noexcept
     double min_f64(double x, double bound) noexcept
     double max_f64(double x, double bound) noexcept
     double two_sum_f64(double a, double b, double* lo) noexcept
@@ -110,11 +110,11 @@ cdef inline real absolute(real x) noexcept nogil:
     else:
         return abs_f64(x)
 
-cdef inline real copysign(real x, real sign) noexcept nogil:
+cdef inline real with_sign(real y, real x) noexcept nogil:
     if real is float:
-        return copysign_f32(x, sign)
+        return with_sign_f32(y, x)
     else:
-        return copysign_f64(x, sign)
+        return with_sign_f64(y, x)
 
 cdef inline real lower_of(real x, real bound) noexcept nogil:
     if real is float:

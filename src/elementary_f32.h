@@ -18,10 +18,8 @@ FN float abs_f32(float x)
     return from_bits_f32(bits_f32(x) & UINT32_C(0x7fffffff));
 #endif
 }
-FN float copysign_f32(float x, float sign)
-{
-    return from_bits_f32((bits_f32(x) & UINT32_C(0x7fffffff)) | (bits_f32(sign) & UINT32_C(0x80000000)));
-}
+/* y, which is not negative unless x is, with the sign of x */
+FN float with_sign_f32(float y, float x) { return from_bits_f32(bits_f32(y) | (bits_f32(x) & UINT32_C(0x80000000))); }
 /* NaN in x goes through; the bound must be a number */
 FN float min_f32(float x, float bound) { return bound < x ? bound : x; }
 FN float max_f32(float x, float bound) { return bound > x ? bound : x; }
@@ -68,6 +66,7 @@ FN float remainder_f32(float q, float d, float n)
 #define F32_MAGIC 0x1.8p23f
 
 FN_BOUND(float, fn_zero_f32, 0.0f);
+FN_BOUND(float, fn_minus_zero_f32, -0.0f); /* lets the sign of a zero beside it through a sum */
 FN_BOUND(float, fn_expm1_low_f32, -40.0f);
 FN_BOUND(float, fn_low_three_f32, -3.0f);
 FN_BOUND(float, fn_high_three_f32, 3.0f);
@@ -186,8 +185,9 @@ FN float log1p_f32(float e)
     return hi + lo;
 }
 
-/* 1 / x within 5 % for normal x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder into a correction. */
-FN float rough_inverse_f32(float x) { return from_bits_f32(UINT32_C(0x7ef127ea) - bits_f32(x)); }
+/* -1 / x within 5 % for normal positive x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder
+   into a correction. */
+FN float minus_rough_inverse_f32(float x) { return from_bits_f32(UINT32_C(0xfef127ea) - bits_f32(x)); }
 
 /* 1 / (1 + e^-x) and x / (1 + e^-x) divide by 2^-40 (1 + e^-x), which is finite where the first is subnormal. */
 #define F32_LOGISTIC_SCALE 0x1p-40f
@@ -203,25 +203,25 @@ FN float logistic_divisor_f32(float x, float x_lo, float *lo)
     *lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
     return d;
 }
-/* What to add to q, which is n / d rounded, for n / (d + lo), up to the factor 1 / d */
-FN float missing_f32(float q, float d, float lo, float n) { return FN_FMAF(-q, lo, remainder_f32(q, d, n)); }
+/* What to take from q, which is n / d rounded, for n / (d + lo), up to the factor 1 / d; with this sign a q of -0 keeps its own */
+FN float too_much_f32(float q, float d, float lo, float n) { return FN_FMAF(q, lo, FN_FMAF(q, d, -n)); }
 
 FN float sigmoid_f32(float x)
 {
     float inside = min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32);
     float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = F32_LOGISTIC_SCALE / d;
     /* where sigmoid is so subnormal that neighbours share a value, the quotient is monotone, with a correction it is not */
-    float inverse = select_f32(inside < -91.0f, 0.0f, rough_inverse_f32(d));
-    return FN_FMAF(missing_f32(q, d, lo, F32_LOGISTIC_SCALE), inverse, q);
+    float inverse = select_f32(inside < -91.0f, 0.0f, minus_rough_inverse_f32(d));
+    return FN_FMAF(too_much_f32(q, d, lo, F32_LOGISTIC_SCALE), inverse, q);
 }
 
 /* x / (1 + e^-x); above 32 it is x. */
 FN float silu_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_zero_f32);
+    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_minus_zero_f32);
     float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = inside / d;
-    q = FN_FMAF(missing_f32(q, d, lo, inside), rough_inverse_f32(d), q);
-    return copysign_f32(FN_FMAF(q, F32_LOGISTIC_SCALE, excess), x);
+    q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
+    return FN_FMAF(q, F32_LOGISTIC_SCALE, excess);
 }
 
 FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
@@ -236,14 +236,14 @@ FN float gelu_f32(float x)
     float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0b7a5cp-7f, a, 0x1.4b11d8p-4f), a, 0x1.75faeep-2f), a, 0x1.bffbdep-1f), a, 1.0f);
     float fraction = above / below, g = FN_FMAF(a, fraction, 0x1.988454p-1f), g_lo = FN_FMAF(a, fraction, 0x1.988454p-1f - g);
     float d = a + g, d_lo = ((max_f32(a, g) - d) + min_f32(a, g)) + g_lo;
-    float q = density / d, q_lo = missing_f32(q, d, d_lo, density) * rough_inverse_f32(d);
+    float q = density / d, q_lo = too_much_f32(q, d, d_lo, density) * minus_rough_inverse_f32(d);
     float t = FN_FMAF(square, -0.5f * 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
     float r = FN_FMAF(k, -0x1.62e43p-1f, square * -0.5f), r_lo = FN_FMAF(square_lo, -0.5f, k * 0x1.05c61p-29f);
     float r2 = r * r, poly = exp_poly_sums_f32(r, r2), p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p) + r_lo;
     float tail;
     q_lo = FN_FMAF(q, p_lo, q_lo);
     tail = fast_two_sum_f32(q, FN_FMAF(q, p, FN_FMAF(q_lo, p, q_lo)), &q_lo);
-    return copysign_f32(max_f32(x, fn_zero_f32) - FN_FMAF(power, tail, power * q_lo), x);
+    return max_f32(x, fn_minus_zero_f32) - FN_FMAF(power, tail, power * q_lo);
 }
 
 FN_BOUND(float, fn_gelu_tanh_low_f32, -11.0f);
@@ -252,7 +252,7 @@ FN_BOUND(float, fn_gelu_tanh_linear_f32, 0x1.988454p+0f);
 /* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. 1.3 ULP */
 FN float gelu_tanh_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_gelu_tanh_low_f32), fn_gelu_tanh_high_f32), excess = max_f32(x - fn_gelu_tanh_high_f32, fn_zero_f32);
+    float inside = min_f32(max_f32(x, fn_gelu_tanh_low_f32), fn_gelu_tanh_high_f32), excess = max_f32(x - fn_gelu_tanh_high_f32, fn_minus_zero_f32);
     const float linear = fn_gelu_tanh_linear_f32, cubic = 0x1.2444f2p-4f;
     float lo, d, q, square_lo, square = two_prod_f32(inside, inside, &square_lo);
     float term_lo, term = two_prod_f32(square, cubic, &term_lo), factor = term + linear, factor_lo, z_lo, z;
@@ -262,14 +262,19 @@ FN float gelu_tanh_f32(float x)
     z_lo = FN_FMAF(inside, factor_lo, z_lo);
     d = logistic_divisor_f32(-z, -z_lo, &lo);
     q = inside / d;
-    q = FN_FMAF(missing_f32(q, d, lo, inside), rough_inverse_f32(d), q);
-    return copysign_f32(FN_FMAF(q, F32_LOGISTIC_SCALE, excess), x);
+    q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
+    return FN_FMAF(q, F32_LOGISTIC_SCALE, excess);
 }
 
-/* sigmoid for gradients: 1.7 ULP, two thirds of the time. Where 1 is lost in the sum with e^-x it goes to the fraction. */
-FN float logistic_f32(float x)
+FN_BOUND(float, fn_falling_low_f32, -32.0f);
+FN_BOUND(float, fn_falling_high_f32, 105.0f);
+/* 1 / (1 + e^(-sign x)), sign = 1 or -1, for gradients: 1.7 ULP, two thirds of sigmoid's time. Where 1 is lost in the sum with
+   the power it goes to the fraction. */
+FN float logistic_f32(float x, const float sign)
 {
-    float t, p = exp_fraction_f32(-min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32), 127 - 40, &t);
+    float inside = sign > 0 ? min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32)
+                            : min_f32(max_f32(x, fn_falling_low_f32), fn_falling_high_f32);
+    float t, p = exp_fraction_f32(-sign * inside, 127 - 40, &t);
     float power = power_f32(t), sum = power + F32_LOGISTIC_SCALE, lost = (power - sum) + F32_LOGISTIC_SCALE;
     p = FN_FMAF(lost, from_bits_f32(UINT32_C(0x7f000000) - bits_f32(power)), p);
     return F32_LOGISTIC_SCALE / FN_FMAF(power, p, sum);
@@ -277,9 +282,10 @@ FN float logistic_f32(float x)
 
 FN_BOUND(float, fn_softplus_low_f32, -108.0f);
 FN_BOUND(float, fn_softplus_high_f32, 108.0f);
-/* log(1 + e^x). For |x| < 1 it is log(2) + x / 2 and an even function; beyond, max(x, 0) + log(1 + z), z = e^-|x|, where
-   log(1 + z) = z + z^2 (polynomial) and z comes in two parts: a power and the rest. z is scaled, so that nothing underflows. */
-FN float softplus_f32(float x)
+/* sign * log(1 + e^(sign x)), sign = 1 or -1: softplus, and log_sigmoid. For |x| < 1 it is sign * log(2) + x / 2 and an even
+   function; beyond, sign * max(sign x, 0) + sign * log(1 + z), z = e^-|x|, where log(1 + z) = z + z^2 (polynomial) and z comes
+   in two parts: a power and the rest. z is scaled, so that nothing underflows. */
+FN float softplus_f32(float x, const float sign)
 {
     float inside = min_f32(max_f32(x, fn_softplus_low_f32), fn_softplus_high_f32), a = abs_f32(inside);
     float t, p = exp_fraction_f32(-a, 127 + 32, &t), power = power_f32(t);
@@ -287,12 +293,12 @@ FN float softplus_f32(float x)
     float far = FN_FMAF(FN_FMAF(FN_FMAF(0x1.b52a5ep-5f, y, -0x1.0c769p-3f), y, 0x1.89afaap-3f), y, -0x1.fe2904p-3f);
     float near = FN_FMAF(FN_FMAF(FN_FMAF(0x1.cb8a68p-20f, x2, -0x1.b38aep-16f), x2, 0x1.6bed3ep-12f), x2, -0x1.5554fap-8f);
     float rest = FN_FMAF(z * y, FN_FMAF(FN_FMAF(far, y, 0x1.554888p-2f), y, -0x1.ffffc4p-2f), u);
-    float above = max_f32(inside, fn_zero_f32), sum, lo;
-    power = power * 0x1p-32f;
-    sum = fast_two_sum_f32(above, power, &lo);
-    far = max_f32(sum + FN_FMAF(rest, 0x1p-32f, lo), x);
-    near = 0x1.62e43p-1f + FN_FMAF(x, 0.5f, FN_FMAF(x2, FN_FMAF(near, x2, 0x1p-3f), -0x1.05c61p-29f));
-    return select_f32(a < 1.0f, near, far);
+    float beyond = sign > 0 ? max_f32(inside, fn_zero_f32) : below_zero_f32(inside);
+    float lo, sum = fast_two_sum_f32(beyond, power * (sign * 0x1p-32f), &lo);
+    far = sum + FN_FMAF(rest, sign * 0x1p-32f, lo);
+    far = sign > 0 ? max_f32(far, x) : min_f32(far, x);
+    near = sign * 0x1.62e43p-1f + FN_FMAF(x, 0.5f, FN_FMAF(sign * x2, FN_FMAF(near, x2, 0x1p-3f), sign * -0x1.05c61p-29f));
+    return with_sign_f32(select_f32(a < 1.0f, near, far), sign); /* a far of +0 may be below 0 */
 }
 
 FN_BOUND(float, fn_mish_low_f32, -110.0f);
@@ -302,9 +308,9 @@ FN float mish_f32(float x)
     float inside = min_f32(max_f32(x, fn_mish_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_zero_f32);
     float t, p = exp_fraction_f32(inside, 127 + 32, &t), power = power_f32(t);
     float u = power * p, e = power + u, lo, n = fast_two_sum_f32(power, FN_FMAF(e * 0x1p-33f, e, u), &lo);
-    float m = n * 0x1p-32f, d = m + 1.0f, q = n / d, inverse = rough_inverse_f32(d);
-    float missing = FN_FMAF(lo, inverse, remainder_f32(q, m, n - q));
-    return copysign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (missing * inverse)), 0x1p-32f, excess), x);
+    float m = n * 0x1p-32f, d = m + 1.0f, q = n / d, inverse = minus_rough_inverse_f32(d);
+    float too_much = FN_FMAF(lo, inverse, FN_FMAF(q, m, q - n));
+    return with_sign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (too_much * inverse)), 0x1p-32f, excess), x);
 }
 
 FN_BOUND(float, fn_tanh_high_f32, 10.0f);
@@ -322,7 +328,7 @@ FN float tanh_f32(float x)
     float w = FN_FMAF(h2 * h, FN_FMAF(factor, h2, -0x1.555682p-2f), k * -0x1.d7p-31f); /* the last: what h lacks, nearly */
     float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
-    return copysign_f32(square + n / FN_FMAF(A, h + w, B), x);
+    return with_sign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
 
 FN_BOUND(float, fn_one_f32, 1.0f);

@@ -16,10 +16,7 @@ FN double from_bits_f64(uint64_t u) { double x; memcpy(&x, &u, sizeof x); return
 FN double fma_f64(double a, double b, double c) { return FN_FMA(a, b, c); }
 FN double select_f64(int condition, double a, double b) { return condition ? a : b; }
 FN double abs_f64(double x) { return __builtin_fabs(x); }
-FN double copysign_f64(double x, double sign)
-{
-    return from_bits_f64((bits_f64(x) & ~F64_SIGN) | (bits_f64(sign) & F64_SIGN));
-}
+FN double with_sign_f64(double y, double x) { return from_bits_f64(bits_f64(y) | (bits_f64(x) & UINT64_C(0x8000000000000000))); }
 /* NaN in x goes through; the bound must be a number */
 FN double min_f64(double x, double bound) { return bound < x ? bound : x; }
 FN double max_f64(double x, double bound) { return bound > x ? bound : x; }
@@ -310,7 +307,7 @@ FN double tanh_f64(double x)
     rest = FN_FMA(FN_FMA(FN_FMA(rest, z, -0x1.ba1b9f085d454p-5), z, 0x1.1111110feaa17p-3), z, -0x1.5555555555019p-2);
     double w = h * z * rest, A = 1.0 - s, B = 1.0 + s, square = A * A, slope = FN_FMA(-A, square, B);
     double n = accurate_fma_f64(slope, h, FN_FMA(slope, w, A * s * s));
-    return copysign_f64(square + n / FN_FMA(A, h + w, B), x);
+    return with_sign_f64(square + n / FN_FMA(A, h + w, B), x);
 }
 
 FN_BOUND(double, fn_softsign_end_f64, 0x1p600); /* above, 1 / (1 + x) counts for nothing, nor does its square */

@@ -67,7 +67,7 @@ FN float gelu_wide(float x)
 {
     double a = min_f32(abs_f32(x), fn_gelu_end_wide);
     double tail = a * normal_tail_wide(a) * exp_wide(-0.5 * a * a);
-    return copysign_f32((float)(max_f32(x, 0.0f) - tail), x);
+    return with_sign_f32((float)(max_f32(x, 0.0f) - tail), x);
 }
 
 /* Phi(x) + x phi(x), and 1 - the same of -x. The choice is made in float: one in double by a float vectorizes badly. */
