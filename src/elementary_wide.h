@@ -62,12 +62,12 @@ FN double normal_tail_wide(double a)
 
 FN_BOUND(float, fn_gelu_end_wide, 15.0f); /* beyond, e^(-a^2 / 2) is 0 in float32 */
 
-/* x Phi(x); the sign is x's */
+/* x Phi(x) */
 FN float gelu_wide(float x)
 {
     double a = min_f32(abs_f32(x), fn_gelu_end_wide);
     double tail = a * normal_tail_wide(a) * exp_wide(-0.5 * a * a);
-    return with_sign_f32((float)(max_f32(x, 0.0f) - tail), x);
+    return (float)(max_f32(x, fn_minus_zero_f32) - tail);
 }
 
 /* Phi(x) + x phi(x), and 1 - the same of -x. The choice is made in float: one in double by a float vectorizes badly. */

@@ -55,6 +55,7 @@ FN double times_gauss_f64(double a, double n, double n_lo, double *lo, double *s
     return result;
 }
 
+FN_BOUND(double, fn_minus_zero_f64, -0.0);
 FN_BOUND(double, fn_gelu_end_f64, 38.75); /* e^(-a^2 / 2) times a is 0 there */
 
 /* x Phi(x), Phi the normal distribution function */
@@ -66,7 +67,7 @@ FN double gelu_f64(double x)
     n_lo = FN_FMA(n * inverse, -d_lo, FN_FMA(a, y_lo, n_lo));
     n = times_gauss_f64(a, n, n_lo, &lo, &scaled);
     y = FN_FMA(lo, inverse, n / d) * scaled * 0x1p-64;
-    return select_f64(x >= 0.0, x - y, -y);
+    return max_f64(x, fn_minus_zero_f64) - y;
 }
 
 /* Phi(x) + x phi(x). Its zero is a factor, with a low part, so the result is good near it. */
