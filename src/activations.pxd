@@ -209,7 +209,7 @@ cdef inline real silu_backward(real dy, real x) noexcept nogil:
         b = within_wide(x)
         e = exp_wide(-b)
         d = 1 + e
-        return dy * <float> ((d + b * e) / (d * d))
+        return dy * <float> (fma(b, e, d) / (d * d))
 
 # x * tanh(log(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2)
 cdef inline real mish(real x) noexcept nogil:
@@ -233,7 +233,7 @@ cdef inline real mish_backward(real dy, real x) noexcept nogil:
         e = exp_wide(b)
         n = e * (e + 2)
         d = n + 2
-        return dy * <float> ((n * d + 4 * b * (n - e)) / (d * d))
+        return dy * <float> (fma(n, d, 4 * b * (n - e)) / (d * d))
 
 # x / (1 + |x|), the remainder of the first quotient in it
 cdef inline real softsign(real x) noexcept nogil:
