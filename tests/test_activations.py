@@ -161,8 +161,16 @@ def test_shape_of_the_function(case, isa):
         zeros = np.array([0.0, -0.0], dtype)
         at_zero = case.forward(fn, zeros)
         np.testing.assert_array_equal(at_zero, case.forward(ref, zeros))
-        if at_zero[0] == 0 and case.row.name not in ("relu", "relu6"):
+        if at_zero[0] == 0 and case.row.name != "relu":
             assert list(np.signbit(at_zero)) == [False, True]
+            assert list(np.signbit(case.forward(ref, zeros))) == [False, True]
+
+
+def test_hardtanh_keeps_a_zero_that_is_its_bound():
+    zeros = np.array([0.0, -0.0])
+    for f in (fn.hardtanh, ref.hardtanh):
+        for bounds in ((0.0, 1.0), (-1.0, 0.0), (-0.0, 1.0), (-1.0, -0.0)):
+            assert_same_bits(f(zeros, *bounds), zeros)
 
 
 @by_dtype
