@@ -173,6 +173,16 @@ def test_hardtanh_keeps_a_zero_that_is_its_bound():
             assert_same_bits(f(zeros, *bounds), zeros)
 
 
+def test_celu_backward_is_positive_where_the_power_overflows():
+    """A ratio beyond 2^53 has a rounding error larger than 1, which turned the reference's infinities around."""
+    x = -np.geomspace(1.0, 1e300, 1000)
+    for alpha in (-0.3, -1.5, 0.3, 1.5):
+        for f in (fn.celu_backward, ref.celu_backward):
+            dx = f(np.ones_like(x), x, alpha)
+            assert not np.signbit(dx).any()
+            assert dx[-1] == (np.inf if alpha < 0 else 0)
+
+
 @by_dtype
 def test_every_layout_gives_the_same_bits(dtype, isa, threads, tmp_path):
     """Odd sizes, so that blocks, vectors and tails all occur; compared with the contiguous array, bit for bit."""
