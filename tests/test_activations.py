@@ -173,6 +173,14 @@ def test_hardtanh_keeps_a_zero_that_is_its_bound():
             assert_same_bits(f(zeros, *bounds), zeros)
 
 
+def test_hardswish_of_small_float64_numbers(isa):
+    """x / 2 with a mantissa near 2: the rounding of the sixth, of the product and of the sum count most there."""
+    x = 2.0**-25 * np.random.default_rng(0).uniform(1.99, 2.0, 2000)
+    for value, y in zip(x.tolist(), fn.hardswish(x).tolist(), strict=True):
+        exact = Fraction(value) * (Fraction(value) + 3) / 6
+        assert abs(Fraction(y) - exact) <= 2 * Fraction(np.spacing(float(exact)))
+
+
 def test_celu_backward_is_positive_where_the_power_overflows():
     """A ratio beyond 2^53 has a rounding error larger than 1, which turned the reference's infinities around."""
     x = -np.geomspace(1.0, 1e300, 1000)
