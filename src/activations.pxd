@@ -93,8 +93,8 @@ cdef inline real hardsigmoid(real x) noexcept nogil:
 cdef inline real hardsigmoid_backward(real dy, real x) noexcept nogil:
     return hardtanh_backward(dy * <real> 0.16666666666666666, x, <real> -3, <real> 3)
 
-# x * min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and that of its sixth in float32, where it costs
-# nothing, and without fma, where the last line rounds once more; both are 0 beyond 3.
+# x * min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and that of its sixth in float32, where it
+# costs nothing, and without fma, where the last line rounds once more; both are 0 beyond 3.
 cdef inline real hardswish(real x) noexcept nogil:
     cdef real above = above_low_three(x), inside = below_high_three(above), s = inside + <real> 3
     cdef real s_lo = (<real> 3 - s) + inside, sixth = s * <real> 0.16666666666666666  # s_lo is +0 beside -0

@@ -181,6 +181,16 @@ def test_hardswish_of_small_float64_numbers(isa):
         assert abs(Fraction(y) - exact) <= 2 * Fraction(np.spacing(float(exact)))
 
 
+def test_softplus_overflows_to_infinity(isa):
+    """ln 2 / beta beyond the largest number, beside negative numbers of which the same is true."""
+    for dtype, beta in ((np.float32, 1e-44), (np.float64, 1e-310)):
+        x = np.finfo(dtype).max * np.linspace(-1, 1, 101).astype(dtype)
+        assert np.all(fn.softplus(x, beta) == np.inf)
+    x = np.finfo(np.float64).max * np.array([-1.0, 1.0])
+    np.testing.assert_allclose(fn.softplus(x, 5e-309), ref.softplus(x, 5e-309), rtol=1e-14)
+    np.testing.assert_allclose(fn.softplus_backward(np.ones(2), x, 5e-309), 1 / (1 + np.exp(-5e-309 * x)), rtol=1e-14)
+
+
 def test_celu_backward_is_positive_where_the_power_overflows():
     """A ratio beyond 2^53 has a rounding error larger than 1, which turned the reference's infinities around."""
     x = -np.geomspace(1.0, 1e300, 1000)
