@@ -75,10 +75,16 @@ cdef inline real hardtanh(real x, real min_val, real max_val) noexcept nogil:
 cdef inline real hardtanh_backward(real dy, real x, real min_val, real max_val) noexcept nogil:
     return select((x <= min_val) | (x >= max_val), <real> 0, select(x == x, dy, x))
 
+# s - 6 * sixth. Both differences are exact, because sixth is close to s / 6.
+cdef inline real sixth_remainder(real s, real sixth) noexcept nogil:
+    if FN_HAS_FMA:
+        return remainder(sixth, <real> 6, s)
+    return (s - <real> 4 * sixth) - <real> 2 * sixth
+
 # s / 6 but for a little more rounding: a division takes twice the time
 cdef inline real sixth_of(real s) noexcept nogil:
     cdef real sixth = s * <real> 0.16666666666666666
-    return fma(remainder(sixth, <real> 6, s), <real> 0.16666666666666666, sixth)
+    return fma(sixth_remainder(s, sixth), <real> 0.16666666666666666, sixth)
 
 # min(max(x + 3, 0), 6) / 6
 cdef inline real hardsigmoid(real x) noexcept nogil:
@@ -87,13 +93,13 @@ cdef inline real hardsigmoid(real x) noexcept nogil:
 cdef inline real hardsigmoid_backward(real dy, real x) noexcept nogil:
     return hardtanh_backward(dy * <real> 0.16666666666666666, x, <real> -3, <real> 3)
 
-# x * min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and in float32, where it costs nothing, that of
-# its sixth; both are 0 beyond 3.
+# x * min(max(x + 3, 0), 6) / 6. The rounding error of x + 3 is carried along, and that of its sixth in float32, where it
+# costs nothing, and without fma, where the last line rounds once more; both are 0 beyond 3.
 cdef inline real hardswish(real x) noexcept nogil:
     cdef real above = above_low_three(x), inside = below_high_three(above), s = inside + <real> 3
     cdef real s_lo = (<real> 3 - s) + inside, sixth = s * <real> 0.16666666666666666  # s_lo is +0 beside -0
-    if real is float:
-        s_lo = remainder(sixth, <real> 6, s) + s_lo
+    if real is float or not FN_HAS_FMA:
+        s_lo = sixth_remainder(s, sixth) + s_lo
     return fma(above, sixth, inside * (s_lo * <real> 0.16666666666666666))
 
 # The derivative (2 x + 3) / 6 has its zero at -3/2, near which 2 x + 3 is exact.

@@ -34,18 +34,19 @@ FN double two_sum_f64(double a, double b, double *lo)
     *lo = (a - (sum - shadow)) + (b - shadow);
     return sum;
 }
-/* a * b = product + *lo exactly, unless lo underflows or the product overflows */
+/* a * b = product + *lo exactly, unless lo underflows or the product overflows. Without a hardware fma *lo is 0 where
+   the product or half of a factor overflows */
 FN double two_prod_f64(double a, double b, double *lo)
 {
     double p = a * b;
 #if FN_HAS_FMA
     *lo = FN_FMA(a, b, -p);
 #else
-    /* halves of 26 bits, by rounding on the bits: unlike a multiplication with 2^27 + 1 it cannot overflow */
+    /* halves of 26 bits, by rounding on the bits: only numbers within 2^-27 of the largest overflow */
     const uint64_t half = UINT64_C(1) << 26, mask = ~((UINT64_C(1) << 27) - 1);
     double ah = from_bits_f64((bits_f64(a) + half) & mask), bh = from_bits_f64((bits_f64(b) + half) & mask);
-    double al = a - ah, bl = b - bh;
-    *lo = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+    double al = a - ah, bl = b - bh, error = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+    *lo = select_f64(error == error, error, 0.0);
 #endif
     return p;
 }
@@ -57,7 +58,7 @@ FN double remainder_f64(double q, double d, double n)
     return FN_FMA(-q, d, n);
 #else
     double lo, product = two_prod_f64(q, d, &lo);
-    return (n - product) - select_f64(lo == lo, lo, 0.0); /* lo is NaN where the product is infinite */
+    return (n - product) - lo;
 #endif
 }
 

@@ -100,7 +100,8 @@ FN double softplus_f64(double x, double beta)
 {
     int near, tiny = beta < 0x1p-500;
     double up = select_f64(tiny, 900.0, 0.0), scaled = beta * select_f64(tiny, 0x1p900, 1.0);
-    double ln2 = F64_LN2 / beta, ln2_lo = (remainder_f64(ln2, beta, F64_LN2) + F64_LN2_LO) / beta;
+    double ln2 = min_f64(F64_LN2 / beta, 0x1.fffffffffffffp1023); /* finite: ln2_lo is what lies beyond */
+    double ln2_lo = (remainder_f64(ln2, beta, F64_LN2) + F64_LN2_LO) / beta;
     double z_lo, z = two_prod_f64(-abs_f64(x), beta, &z_lo);
     double inside = max_f64(z, select_f64(tiny, fn_softplus_far_f64, fn_softplus_low_f64));
     double t, r_lo, r = reduce_parts_f64(inside, low_part_f64(z_lo), F64_BIAS, &t, &r_lo);

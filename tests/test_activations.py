@@ -161,8 +161,44 @@ def test_shape_of_the_function(case, isa):
         zeros = np.array([0.0, -0.0], dtype)
         at_zero = case.forward(fn, zeros)
         np.testing.assert_array_equal(at_zero, case.forward(ref, zeros))
-        if at_zero[0] == 0 and case.row.name not in ("relu", "relu6"):
+        if at_zero[0] == 0 and case.row.name != "relu":
             assert list(np.signbit(at_zero)) == [False, True]
+            assert list(np.signbit(case.forward(ref, zeros))) == [False, True]
+
+
+def test_hardtanh_keeps_a_zero_that_is_its_bound():
+    zeros = np.array([0.0, -0.0])
+    for f in (fn.hardtanh, ref.hardtanh):
+        for bounds in ((0.0, 1.0), (-1.0, 0.0), (-0.0, 1.0), (-1.0, -0.0)):
+            assert_same_bits(f(zeros, *bounds), zeros)
+
+
+def test_hardswish_of_small_float64_numbers(isa):
+    """x / 2 with a mantissa near 2: the rounding of the sixth, of the product and of the sum count most there."""
+    x = 2.0**-25 * np.random.default_rng(0).uniform(1.99, 2.0, 2000)
+    for value, y in zip(x.tolist(), fn.hardswish(x).tolist(), strict=True):
+        exact = Fraction(value) * (Fraction(value) + 3) / 6
+        assert abs(Fraction(y) - exact) <= 2 * Fraction(np.spacing(float(exact)))
+
+
+def test_softplus_overflows_to_infinity(isa):
+    """ln 2 / beta beyond the largest number, beside negative numbers of which the same is true."""
+    for dtype, beta in ((np.float32, 1e-44), (np.float64, 1e-310)):
+        x = np.finfo(dtype).max * np.linspace(-1, 1, 101).astype(dtype)
+        assert np.all(fn.softplus(x, beta) == np.inf)
+    x = np.finfo(np.float64).max * np.array([-1.0, 1.0])
+    np.testing.assert_allclose(fn.softplus(x, 5e-309), ref.softplus(x, 5e-309), rtol=1e-14)
+    np.testing.assert_allclose(fn.softplus_backward(np.ones(2), x, 5e-309), 1 / (1 + np.exp(-5e-309 * x)), rtol=1e-14)
+
+
+def test_celu_backward_is_positive_where_the_power_overflows():
+    """A ratio beyond 2^53 has a rounding error larger than 1, which turned the reference's infinities around."""
+    x = -np.geomspace(1.0, 1e300, 1000)
+    for alpha in (-0.3, -1.5, 0.3, 1.5):
+        for f in (fn.celu_backward, ref.celu_backward):
+            dx = f(np.ones_like(x), x, alpha)
+            assert not np.signbit(dx).any()
+            assert dx[-1] == (np.inf if alpha < 0 else 0)
 
 
 @by_dtype

@@ -86,8 +86,8 @@ def quotient(a: Any, b: Any) -> tuple[Array, Array]:
 
 
 def exp(z: Any, low: Any = 0.0) -> Array:
-    """e**(z + low) for a low that is tiny beside 1."""
-    return np.exp(z) * (1.0 + low)
+    """e**(z + low) for a low that is tiny beside 1, as it is wherever e**z is neither 0 nor infinite."""
+    return np.exp(z) * np.maximum(1.0 + low, 0.5)
 
 
 def logistic(z: Any, low: Any = 0.0) -> Array:

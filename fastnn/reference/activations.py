@@ -255,7 +255,7 @@ def _bounds(min_val: Any, max_val: Any) -> tuple[float, float]:
 
 
 def _clip(x: Array, min_val: float, max_val: float) -> Array:
-    return np.minimum(np.maximum(x, min_val), max_val)
+    return np.where(x < min_val, min_val, np.where(x > max_val, max_val, x))  # x itself at a bound, so -0.0 stays -0.0
 
 
 def _clip_backward(dy: Array, x: Array, min_val: float, max_val: float) -> Array:
