@@ -120,8 +120,13 @@ static void *fn_memory_realloc(void *context, void *data, size_t size)
     return larger;
 }
 
-static void fn_memory_after_fork(void) { pthread_mutex_init(&fn_memory.lock, NULL); }
-static int fn_memory_setup(void) { return pthread_atfork(NULL, NULL, fn_memory_after_fork); }
+/* A child has the list of kept blocks as it was at the fork: nobody may be changing it then. */
+static void fn_memory_before_fork(void) { pthread_mutex_lock(&fn_memory.lock); }
+static void fn_memory_after_fork(void) { pthread_mutex_unlock(&fn_memory.lock); }
+static int fn_memory_setup(void)
+{
+    return pthread_atfork(fn_memory_before_fork, fn_memory_after_fork, fn_memory_after_fork);
+}
 
 static PyDataMem_Handler fn_memory_handler = {
     "fastnn", 1, {NULL, fn_memory_malloc, fn_memory_calloc, fn_memory_realloc, fn_memory_free}};
