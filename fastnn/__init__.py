@@ -18,8 +18,8 @@ try:
     from fastnn import _core as _core
 except ImportError as error:
     raise ImportError(
-        f"the compiled part of fastnn is missing or broken in {__path__[0]} ({error}); in a source checkout build it "
-        'with "pip install -e .", or start Python in another directory to use an installed fastnn'
+        f"the compiled part of fastnn in {__path__[0]} cannot be loaded ({error}); where it is missing or broken, "
+        'build it in a source checkout with "pip install -e .", or start Python elsewhere to use an installed fastnn'
     ) from error
 
 from fastnn import activations, diagnostics, init, normalization, preprocessing, runtime

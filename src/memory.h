@@ -39,6 +39,15 @@ static void fn_memory_drop(int number) /* forget a kept block; the lock is held 
     memmove(fn_memory.kept + number, fn_memory.kept + number + 1, (size_t)(fn_memory.count - number) * sizeof *fn_memory.kept);
 }
 
+static void fn_memory_keep_at_most(int count, size_t bytes) /* give the oldest back; the lock is held */
+{
+    while (fn_memory.count > count || fn_memory.bytes > bytes) {
+        fn_memory_block *oldest = fn_memory.kept[0];
+        fn_memory_drop(0);
+        munmap(oldest, oldest->bytes);
+    }
+}
+
 static fn_memory_block *fn_memory_map(size_t bytes)
 {
     char *start = mmap(NULL, bytes + FN_HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -70,6 +79,12 @@ static void *fn_memory_malloc(void *context, size_t size)
     pthread_mutex_unlock(&fn_memory.lock);
     if (!block) {
         block = fn_memory_map(bytes);
+        if (!block) { /* address space is limited (ulimit -v), and what is kept takes part of it */
+            pthread_mutex_lock(&fn_memory.lock);
+            fn_memory_keep_at_most(0, 0);
+            pthread_mutex_unlock(&fn_memory.lock);
+            block = fn_memory_map(bytes);
+        }
         if (!block)
             return NULL;
         block->bytes = bytes;
@@ -91,11 +106,7 @@ static void fn_memory_free(void *context, void *data, size_t size)
         return;
     }
     pthread_mutex_lock(&fn_memory.lock);
-    while (fn_memory.count == FN_KEPT || fn_memory.bytes + bytes > FN_KEPT_BYTES) {
-        fn_memory_block *oldest = fn_memory.kept[0];
-        fn_memory_drop(0);
-        munmap(oldest, oldest->bytes);
-    }
+    fn_memory_keep_at_most(FN_KEPT - 1, FN_KEPT_BYTES - bytes);
     fn_memory.kept[fn_memory.count++] = block;
     fn_memory.bytes += bytes;
     pthread_mutex_unlock(&fn_memory.lock);
@@ -120,8 +131,13 @@ static void *fn_memory_realloc(void *context, void *data, size_t size)
     return larger;
 }
 
-static void fn_memory_after_fork(void) { pthread_mutex_init(&fn_memory.lock, NULL); }
-static int fn_memory_setup(void) { return pthread_atfork(NULL, NULL, fn_memory_after_fork); }
+/* A child has the list of kept blocks as it was at the fork: nobody may be changing it then. */
+static void fn_memory_before_fork(void) { pthread_mutex_lock(&fn_memory.lock); }
+static void fn_memory_after_fork(void) { pthread_mutex_unlock(&fn_memory.lock); }
+static int fn_memory_setup(void)
+{
+    return pthread_atfork(fn_memory_before_fork, fn_memory_after_fork, fn_memory_after_fork);
+}
 
 static PyDataMem_Handler fn_memory_handler = {
     "fastnn", 1, {NULL, fn_memory_malloc, fn_memory_calloc, fn_memory_realloc, fn_memory_free}};

@@ -143,7 +143,7 @@ cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ss
     if job.redoing:
         for turn in range(count_of(width, STRIP)):
             column = turn * STRIP
-            if tile.strips[column // STRIP]:
+            if tile.doubtful and tile.strips[column // STRIP]:
                 redo_strip(job, tile, column, first, rows, stride, width, sums)
     elif job.dy == NULL:
         job.loops.column_sums(x, rows, stride, width, tile.shift, sums, sums + FN_COLUMNS)

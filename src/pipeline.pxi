@@ -255,5 +255,5 @@ cdef void run_part(void* context, int part) noexcept nogil:
 cdef void run_plan(Plan* plan, double nanoseconds) noexcept nogil:
     """Run the plan on as many threads as the estimated time is worth; parts begin on whole cache lines of elements."""
     cdef int parts = parts_for(nanoseconds, plan.size // FN_LANES)
-    plan.part = plan.size if parts == 1 else ((plan.size + parts - 1) // parts + BLOCK_BYTES - 1) & -BLOCK_BYTES
-    fn_parallel(run_part, plan, parts)
+    plan.part = plan.size if parts == 1 else (count_of(plan.size, parts) + BLOCK_BYTES - 1) & -BLOCK_BYTES
+    fn_parallel(run_part, plan, <int> count_of(plan.size, plan.part))

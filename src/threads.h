@@ -58,8 +58,8 @@ static struct {
     atomic_int workers; /* started so far; changed by the owner alone */
     unsigned start[FN_MAX_WORKERS]; /* number of the last job before each worker began */
 #ifdef FN_MOVES
-    /* Of each worker, guarded by lock: whether it sleeps; whether it was sent elsewhere, and its processors before that */
-    struct { pthread_t thread; int asleep, sent; cpu_set_t allowed; } place[FN_MAX_WORKERS];
+    /* Of each worker, guarded by lock: whether it sleeps; whether it was sent elsewhere, its processors before and since */
+    struct { pthread_t thread; int asleep, sent; cpu_set_t allowed, elsewhere; } place[FN_MAX_WORKERS];
 #endif
     /* The job: does not change while a part of it is not done, so whoever has taken a part may read it */
     fn_task task;
@@ -86,7 +86,8 @@ static inline void fn_pause(void)
 
 /* Linux likes to wake a worker on the processor of the thread that wakes it, where it then waits until that is done, and may
    leave it so for milliseconds although another processor is idle. So the caller takes its own processor away from a
-   sleeping worker before it wakes it, and the worker takes it back when it goes to sleep. Both hold the lock. */
+   sleeping worker before it wakes it, and the worker takes it back when it goes to sleep, unless somebody else has chosen
+   others for it meanwhile (taskset -a). Both hold the lock. */
 static void fn_send_elsewhere(void)
 {
 #ifdef FN_MOVES
@@ -98,6 +99,7 @@ static void fn_send_elsewhere(void)
         fn_pool.place[i].asleep = 0;
         fn_pool.place[i].allowed = others;
         CPU_CLR(here, &others);
+        fn_pool.place[i].elsewhere = others;
         fn_pool.place[i].sent = CPU_COUNT(&others)
             && !pthread_setaffinity_np(fn_pool.place[i].thread, sizeof others, &others);
     }
@@ -106,7 +108,9 @@ static void fn_send_elsewhere(void)
 static void fn_goes_to_sleep(int worker)
 {
 #ifdef FN_MOVES
-    if (fn_pool.place[worker].sent)
+    cpu_set_t now;
+    if (fn_pool.place[worker].sent && !pthread_getaffinity_np(pthread_self(), sizeof now, &now)
+        && CPU_EQUAL(&now, &fn_pool.place[worker].elsewhere))
         pthread_setaffinity_np(pthread_self(), sizeof(cpu_set_t), &fn_pool.place[worker].allowed);
     fn_pool.place[worker].thread = pthread_self();
     fn_pool.place[worker].sent = 0;

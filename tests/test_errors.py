@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import defaults
+from cases import defaults, run
 from numpy.exceptions import AxisError
 
 import fastnn as fn
@@ -305,3 +305,17 @@ def test_isa_and_threads():
             fn.runtime.set_num_threads(bad)
         with pytest.raises(error, match="threads"), fn.runtime.threads(bad):
             pass
+
+
+def test_a_compiled_part_that_cannot_be_loaded_is_not_called_broken():
+    """In a second interpreter of a process it is neither missing nor broken; building it again helps nobody."""
+    script = """
+import sys
+sys.modules["fastnn._core"] = None
+try:
+    import fastnn
+except ImportError as error:
+    print(error)
+"""
+    message = run(script)[0]
+    assert "cannot be loaded (import of fastnn._core halted" in message and "where it is missing or broken" in message

@@ -84,3 +84,19 @@ assert megabytes("Rss") - before <= kept + 10
 print("fine")
 """
     assert run(script)[0] == "fine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kept memory is for Linux alone")
+def test_kept_memory_is_given_back_where_address_space_is_limited():
+    script = """
+import resource
+import numpy as np, fastnn as fn
+x = np.zeros(100 << 20, np.float32)  # 400 MB
+fn.relu(x[:1 << 20])
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (500 << 20), resource.RLIM_INFINITY))
+for n in (100, 50, 25, 70, 100):  # no two sizes use the same memory
+    fn.relu(x[: n << 20])
+print("fine")
+"""
+    assert run(script, OPENBLAS_NUM_THREADS="1")[0] == "fine"

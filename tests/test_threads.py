@@ -91,6 +91,33 @@ print("fine")
         assert run(script)[0] == "fine"
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="asks Linux for the threads of the process")
+def test_processors_chosen_for_a_running_process_hold():
+    """As `taskset -acp` does: a worker that was at work keeps to it when it goes to sleep. Machines may be busy."""
+    script = """
+import os, threading, time
+import numpy as np, fastnn as fn
+def tasks():
+    return [int(name) for name in os.listdir("/proc/self/task")]
+fn.runtime.set_num_threads(2)
+x = np.linspace(-5, 5, 12_000_000)
+out = np.empty_like(x)
+fn.mish(x, out=out)
+time.sleep(0.1)
+thread = threading.Thread(target=fn.mish, args=(x,), kwargs={"out": out})
+thread.start()
+time.sleep(0.01)
+now = [os.sched_getaffinity(task) for task in tasks()]
+chosen = next(({cpu} for cpu in os.sched_getaffinity(0) if {cpu} not in now), os.sched_getaffinity(0))
+for task in tasks():
+    os.sched_setaffinity(task, chosen)
+thread.join()
+time.sleep(0.1)
+print([os.sched_getaffinity(task) for task in tasks()].count(chosen) == len(tasks()))
+"""
+    assert any(run(script)[0] == "True" for _ in range(3))
+
+
 def test_concurrent_callers():
     """Many Python threads share the pool; every one gets its own results."""
     functions = [fn.relu, fn.sigmoid, fn.gelu, fn.silu, fn.softplus, fn.tanh]
