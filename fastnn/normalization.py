@@ -542,9 +542,10 @@ def _copies(
     for start in range(0, length, step):
         part = ... if before is None else slice(start, start + step)
         at = ... if before is None else (*before, part)
-        inputs = [room[: a[at].size].reshape(a[at].shape) for room, a in zip(rooms, arrays, strict=True)]
-        for a, plain in zip(arrays, inputs, strict=True):
-            _copy(a[at], plain)
+        views = [a[at] for a in arrays]
+        inputs = [room[: view.size].reshape(view.shape) for room, view in zip(rooms, views, strict=True)]
+        for view, plain in zip(views, inputs, strict=True):
+            _copy(view, plain)
         yield _Piece(inputs, None if y is None else inputs[-1], axis, part, None if y is None else y[at])
 
 

@@ -37,18 +37,19 @@ FN float two_sum_f32(float a, float b, float *lo)
     *lo = (a - (sum - shadow)) + (b - shadow);
     return sum;
 }
-/* a * b = product + *lo exactly, unless lo underflows or the product overflows */
+/* a * b = product + *lo exactly, unless lo underflows or the product overflows. Without a hardware fma *lo is 0 where
+   the product or half of a factor overflows */
 FN float two_prod_f32(float a, float b, float *lo)
 {
     float p = a * b;
 #if FN_HAS_FMA
     *lo = FN_FMAF(a, b, -p);
 #else
-    /* halves of 12 bits, by rounding on the bits: unlike a multiplication with 2^12 + 1 it cannot overflow */
+    /* halves of 12 bits, by rounding on the bits: only numbers within 2^-13 of the largest overflow */
     const uint32_t half = UINT32_C(1) << 11, mask = ~((UINT32_C(1) << 12) - 1);
     float ah = from_bits_f32((bits_f32(a) + half) & mask), bh = from_bits_f32((bits_f32(b) + half) & mask);
-    float al = a - ah, bl = b - bh;
-    *lo = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+    float al = a - ah, bl = b - bh, error = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+    *lo = select_f32(error == error, error, 0.0f);
 #endif
     return p;
 }
@@ -59,7 +60,7 @@ FN float remainder_f32(float q, float d, float n)
     return FN_FMAF(-q, d, n);
 #else
     float lo, product = two_prod_f32(q, d, &lo);
-    return (n - product) - select_f32(lo == lo, lo, 0.0f); /* lo is NaN where the product is infinite */
+    return (n - product) - lo;
 #endif
 }
 

@@ -16,7 +16,7 @@ FN double from_bits_f64(uint64_t u) { double x; memcpy(&x, &u, sizeof x); return
 FN double fma_f64(double a, double b, double c) { return FN_FMA(a, b, c); }
 FN double select_f64(int condition, double a, double b) { return condition ? a : b; }
 FN double abs_f64(double x) { return __builtin_fabs(x); }
-FN double with_sign_f64(double y, double x) { return from_bits_f64(bits_f64(y) | (bits_f64(x) & UINT64_C(0x8000000000000000))); }
+FN double with_sign_f64(double y, double x) { return from_bits_f64(bits_f64(y) | (bits_f64(x) & F64_SIGN)); }
 /* NaN in x goes through; the bound must be a number */
 FN double min_f64(double x, double bound) { return bound < x ? bound : x; }
 FN double max_f64(double x, double bound) { return bound > x ? bound : x; }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastnn as fn
-from fastnn._checks import integer_param, normalize_axis
+from fastnn._checks import compute_dtype, integer_param, normalize_axis
 from fastnn._table import ACTIVATIONS
 
 
@@ -78,7 +78,7 @@ NORMALIZATIONS = ["batch_norm", "batch_norm_inference", "layer_norm", "rms_norm"
 def second_derivative(name: str, saved: Any, *params: Any) -> np.ndarray[Any, Any]:
     """The derivative of ``name_backward(1, saved, *params)`` with respect to saved, elementwise."""
     saved = np.asarray(saved)
-    computed = saved.astype(np.float32) if saved.dtype == np.float16 else saved
+    computed = saved.astype(compute_dtype(saved.dtype), copy=False)
     with np.errstate(all="ignore"):
         return np.asarray(_SECOND[name](computed, *params), dtype=saved.dtype)
 
