@@ -28,7 +28,9 @@ class Activation:
     formula: str
     derivative: str
     params: tuple[Param, ...] = ()
-    cost: int = 1  # cost of an element, about 0.06 ns each; decides from which size on a second thread pays
+    # Time of an element, forward and backward, in units of about 0.06 ns: decides from which size on a second thread pays,
+    # and whether large results bypass the caches.
+    costs: tuple[int, int] = (1, 2)
     source: str = ""  # where the function was introduced
     bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
     bound64: tuple[float, float] = (2.0, 2.0)  # ... and float64
@@ -48,7 +50,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "y",
         "1 / (1 + exp(-x))",
         "y * (1 - y)",
-        cost=5,
+        costs=(5, 2),
         source="the logistic function; CS231n, Training Neural Networks I",
     ),
     Activation(
@@ -56,7 +58,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "y",
         "(exp(x) - exp(-x)) / (exp(x) + exp(-x))",
         "1 - y**2",
-        cost=5,
+        costs=(6, 2),
         source="LeCun et al., Efficient BackProp, 1998",
     ),
     Activation(
@@ -109,7 +111,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x where x > 0, else alpha * (exp(x) - 1)",
         "1 where x > 0, else alpha * exp(x)",
         (Param("alpha", 1.0),),
-        cost=5,
+        costs=(5, 5),
         source="Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015",
     ),
     Activation(
@@ -118,7 +120,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x where x > 0, else alpha * (exp(x / alpha) - 1)",
         "1 where x >= 0, else exp(x / alpha)",
         (Param("alpha", 1.0, "nonzero"),),
-        cost=5,
+        costs=(5, 5),
         at_defaults=True,
         source="Barron, Continuously differentiable exponential linear units, 2017",
     ),
@@ -127,7 +129,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "scale * (x where x > 0, else alpha * (exp(x) - 1)), alpha = 1.67326..., scale = 1.05070...",
         "scale where x > 0, else scale * alpha * exp(x)",
-        cost=5,
+        costs=(5, 5),
         source="Klambauer et al., Self-normalizing neural networks, 2017; for ONNX's other constants scale elu",
     ),
     Activation(
@@ -135,7 +137,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x * Phi(x), Phi the normal distribution function",
         "Phi(x) + x * phi(x)",
-        cost=16,
+        costs=(15, 20),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
     ),
     Activation(
@@ -143,7 +145,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x / 2 * (1 + tanh(u)), u = sqrt(2/pi) * (x + 0.044715 * x**3)",
         "(1 + tanh(u)) / 2 + x / 2 * (1 - tanh(u)**2) * du/dx",
-        cost=11,
+        costs=(11, 17),
         public="gelu",
         options=(("approximate", "tanh"),),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
@@ -153,7 +155,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x / (1 + exp(-x))",
         "s * (1 + x * (1 - s)), s = sigmoid(x)",
-        cost=7,
+        costs=(6, 12),
         source="Elfwing et al., Sigmoid-weighted linear units for neural network function approximation, 2017",
     ),
     Activation(
@@ -161,7 +163,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x * tanh(log1p(exp(x)))",
         "t + x * (1 - t**2) * sigmoid(x), t = tanh(log1p(exp(x)))",
-        cost=9,
+        costs=(10, 15),
         source="Misra, Mish: a self regularized non-monotonic activation function, 2019",
     ),
     Activation(
@@ -169,7 +171,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x / (1 + abs(x))",
         "1 / (1 + abs(x))**2",
-        cost=4,
+        costs=(3, 3),
         source="Bergstra et al., Quadratic polynomials learn better image features, 2009",
     ),
     Activation(
@@ -177,7 +179,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "-log1p(exp(-x))",
         "1 / (1 + exp(x))",
-        cost=8,
+        costs=(10, 5),
         source="the logarithm of the logistic function",
     ),
     Activation(
@@ -186,7 +188,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "log1p(exp(beta * x)) / beta",
         "1 / (1 + exp(-beta * x))",
         (Param("beta", 1.0, "positive"),),
-        cost=8,
+        costs=(11, 5),
         at_defaults=True,
         source="Dugas et al., Incorporating second-order functional knowledge for better option pricing, 2000",
     ),

@@ -30,8 +30,7 @@ cdef inline double work(double cost, Py_ssize_t n, int itemsize) noexcept nogil:
 
 
 cdef inline double row_work(int row, int direction, ndarray y):
-    """Backward reads one array more."""
-    return work(row_cost[row] + 0.5 * direction, cnp.PyArray_SIZE(y), cnp.PyArray_ITEMSIZE(y))
+    return work(row_cost[row][direction], cnp.PyArray_SIZE(y), cnp.PyArray_ITEMSIZE(y))
 
 
 cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* share, double nanoseconds) noexcept:
@@ -175,15 +174,16 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
-    cdef double nanoseconds = row_work(row, direction, y)
     begin_plan(&plan, y)
     plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
+    plan.streamed_kernel = plan.level.map_streamed[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params
+    plan.nanoseconds = row_work(row, direction, y)
     first = add_input(&plan, a, y)
     second = None if b is None else add_input(&plan, b, y)  # both stay referenced: they may be copies
     if plan.size:
         end_plan(&plan, y)
-        run_plan_or_range(&plan, nanoseconds)
+        run_plan_or_range(&plan)
     return y
 
 
@@ -195,20 +195,21 @@ def copy_single(ndarray x, ndarray y):
     """y[...] = x for float16 and float32 arrays of one shape in any layout: converts several times as fast as NumPy."""
     cdef Plan plan
     begin_plan(&plan, y)
-    plan.kernel = copy_block
+    plan.kernel = plan.streamed_kernel = copy_block
     plan.params = NULL
+    plan.nanoseconds = work(1.0, plan.size, sizeof(float))
     x = add_input(&plan, x, y)
     if plan.size:
         end_plan(&plan, y)
-        run_plan_or_range(&plan, work(1.0, plan.size, sizeof(float)))
+        run_plan_or_range(&plan)
 
 
-cdef void run_plan_or_range(Plan* plan, double nanoseconds):
-    if nanoseconds < RELEASE_GIL:
+cdef void run_plan_or_range(Plan* plan):
+    if plan.nanoseconds < RELEASE_GIL:
         run_range(plan, 0, plan.size)
     else:
         with nogil:
-            run_plan(plan, nanoseconds)
+            run_plan(plan)
 
 
 cdef void begin_plan(Plan* plan, ndarray y):
@@ -232,11 +233,12 @@ cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
     return x
 
 
-def set_stream_bytes(Py_ssize_t nbytes):
-    """Let results of so many bytes and more bypass the caches, and return the former size: tests need no large arrays."""
-    global STREAM_BYTES
-    former = STREAM_BYTES
-    STREAM_BYTES = nbytes
+def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
+    """Let results bypass the caches from so many bytes on and up to so many nanoseconds of computing a byte, and return the
+    former limits: tests need no large arrays."""
+    global STREAM_BYTES, COMPUTE_BOUND
+    former = STREAM_BYTES, COMPUTE_BOUND
+    STREAM_BYTES, COMPUTE_BOUND = nbytes, compute_bound
     return former
 
 
@@ -252,7 +254,8 @@ cdef void end_plan(Plan* plan, ndarray y):
     for i in range(plan.inputs):
         finish(plan, &plan.source[i])
     finish(plan, &plan.result)
-    plan.streamed = bypasses_caches(plan)
+    plan.streamed = (bypasses_caches(plan) and
+                     plan.nanoseconds / current_threads() < COMPUTE_BOUND * plan.size * plan.result.itemsize)
 
 
 cdef bint may_overlap(ndarray x, ndarray y):

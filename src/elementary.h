@@ -9,8 +9,12 @@
 #include <stdint.h>
 #include <string.h>
 
+/* A function that is called in a loop keeps the loop from being vectorised, and `inline` is but a hint: large functions with
+   several callers are not inlined. So everything here is bound to be, and what Cython calls inline after it too. */
 #if defined(__GNUC__) || defined(__clang__)
-#define FN static inline __attribute__((always_inline, unused))
+#undef CYTHON_INLINE
+#define CYTHON_INLINE inline __attribute__((always_inline, unused))
+#define FN static CYTHON_INLINE
 #else
 #define FN static inline
 #endif

@@ -96,7 +96,8 @@ typedef struct {
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 typedef struct {
     const char *name;
-    fn_map map[FN_ROWS][2][2]; /* [row][direction] */
+    fn_map map[FN_ROWS][2][2];          /* [row][direction] */
+    fn_map map_streamed[FN_ROWS][2][2]; /* past the caches: y is aligned to 64 bytes */
     fn_rows rows[2][3][2][2];  /* [form][FN_SOFTMAX, ...][direction] */
     /* between FN_LANES rows `step` apart and columns of a tile `width` wide */
     void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t width, ptrdiff_t n);

@@ -101,6 +101,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fn_level:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
+        fn_map map_streamed[1][2][2]
         fn_rows rows[2][3][2][2]
         void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t width, Py_ssize_t n) noexcept nogil
         void (*from_columns[2])(fn_in tile, Py_ssize_t width, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil

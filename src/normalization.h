@@ -16,8 +16,6 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
-#define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
-
 /* 32 lanes added up to 8 of double; those of float are added to what is there. */
 typedef float fn_float16 __attribute__((vector_size(64)));
 typedef double fn_double8 __attribute__((vector_size(64)));

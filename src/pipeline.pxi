@@ -3,7 +3,8 @@
 # A plan says where the operands are and which kernel runs. Data goes through the kernel in blocks that fit the L1 cache. For
 # each operand a block is either a pointer into the array (contiguous, aligned, native, of the kernel's dtype) or a staging
 # block that is gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays,
-# half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them.
+# half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them. Where
+# every operand is direct there is nothing to stage, and one call of the kernel, or of its twin past the caches, does it all.
 
 cdef extern from "transport.h" nogil:
     ctypedef struct fn_block:
@@ -25,9 +26,13 @@ cdef enum:
     MAX_DIMS = 64  # NumPy's limit
     MAX_INPUTS = 3
     CACHE_LINE = 64
+    ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
 # Results from this size on bypass the caches: what is read and what is written no longer fit the last level together.
 cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() // 2
+
+# But not where a thread needs so many nanoseconds to compute a byte of them: ordinary stores overlap with computing better.
+cdef double COMPUTE_BOUND = 0.06
 
 cdef struct Operand:
     char* data
@@ -41,7 +46,9 @@ cdef struct Operand:
 cdef struct Plan:
     const fn_level* level
     fn_map kernel
+    fn_map streamed_kernel # the same with results past the caches, where there is one
     const double* params
+    double nanoseconds     # estimated time of the whole
     int inputs
     int itemsize           # of the kernel's dtype
     int ndim
@@ -188,7 +195,7 @@ cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize
 cdef void run_direct(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
                      const double* params) noexcept nogil:
     """Contiguous operands that do not overlap: whole vectors in place, what is left before and after them in padded blocks."""
-    cdef Py_ssize_t head = before_line(y, n, itemsize) if n * itemsize >= BLOCK_BYTES // 4 else 0
+    cdef Py_ssize_t head = before_line(y, n, itemsize) if n * itemsize >= ALIGN_BYTES else 0
     cdef Py_ssize_t whole = (n - head) & -FN_LANES
     if head:
         run_piece(kernel, a, b, y, head * itemsize, itemsize, params)
@@ -218,17 +225,17 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     cdef char* result
     cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
     cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
-    cdef bint all_direct = in_place
+    cdef bint aligned = (stop - start) * plan.itemsize >= ALIGN_BYTES
+    cdef bint all_direct = plan.result.direct and not plan.staged
     cdef int i
-    if plan.streamed and plan.inputs > 1:
-        most //= 4  # short turns of reading and writing suit a memory that three streams keep busy
     for i in range(plan.inputs):
         all_direct = all_direct and plan.source[i].direct
     if all_direct:
-        run_direct(plan.kernel, plan.source[0].data + start * plan.itemsize,
+        run_direct(plan.streamed_kernel if plan.streamed and aligned else plan.kernel,
+                   plan.source[0].data + start * plan.itemsize,
                    plan.source[plan.inputs - 1].data + start * plan.itemsize, plan.result.data + start * plan.itemsize,
                    stop - start, plan.itemsize, plan.params)
-        return
+        start = stop
     while start < stop:
         n = min(stop - start, most)
         if plan.streamed and <uintptr_t> (plan.result.data + start * plan.result.itemsize) % CACHE_LINE:
@@ -252,8 +259,8 @@ cdef void run_part(void* context, int part) noexcept nogil:
     run_range(plan, part * plan.part, min(plan.size, (part + 1) * plan.part))
 
 
-cdef void run_plan(Plan* plan, double nanoseconds) noexcept nogil:
+cdef void run_plan(Plan* plan) noexcept nogil:
     """Run the plan on as many threads as the estimated time is worth; parts begin on whole cache lines of elements."""
-    cdef int parts = parts_for(nanoseconds, plan.size // FN_LANES)
+    cdef int parts = parts_for(plan.nanoseconds, plan.size // FN_LANES)
     plan.part = plan.size if parts == 1 else (count_of(plan.size, parts) + BLOCK_BYTES - 1) & -BLOCK_BYTES
     fn_parallel(run_part, plan, <int> count_of(plan.size, plan.part))

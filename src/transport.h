@@ -93,7 +93,24 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
     for (; i + 16 <= bytes; i += 16)
         _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
 #endif
-    memcpy(to + i, from + i, (size_t)(bytes - i));
+    if (i < bytes)
+        memcpy(to + i, from + i, (size_t)(bytes - i));
+}
+
+#define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
+
+/* Store whole lines past the caches, and fetch what the operands from which they were computed have FN_AHEAD bytes further on:
+ * the processor does that by itself too, but begins anew on every page. b may be NULL. */
+enum { FN_AHEAD = 1536 };
+
+static inline void fn_end_turn(fn_out y, fn_in turn, ptrdiff_t bytes, fn_in a, fn_in b)
+{
+    for (ptrdiff_t i = FN_AHEAD; i < FN_AHEAD + bytes; i += 64) {
+        fn_prefetch((const char *)a + i);
+        if (b)
+            fn_prefetch((const char *)b + i);
+    }
+    fn_stream(y, turn, bytes);
 }
 
 /* Streamed stores are weakly ordered: every thread that streamed ends with this, before it reports that it is done. */

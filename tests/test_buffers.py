@@ -237,9 +237,9 @@ def test_nothing_is_written_beyond_the_result(isa):
 @pytest.fixture
 def streamed():
     """All but the smallest results bypass the caches; called with False, none does."""
-    former = _core.set_stream_bytes(1 << 12)
-    yield lambda on: _core.set_stream_bytes(1 << 12 if on else 1 << 60)
-    _core.set_stream_bytes(former)
+    former = _core.set_stream_limits(1 << 12, np.inf)
+    yield lambda on: _core.set_stream_limits(1 << 12 if on else 1 << 60, np.inf)
+    _core.set_stream_limits(*former)
 
 
 def assert_streamed_alike(streamed, call, like):

@@ -125,7 +125,7 @@ def _kind(values: Array, signed_zeros: bool) -> Array:
 def special_values(row: Activation, direction: str, dtype: str, levels: Iterable[str]) -> list[str]:
     """NaN, infinities, zeros, subnormals, the largest numbers and the kinks behave as the reference says."""
     saved = _special_inputs(dtype)
-    piecewise = row.cost == 1
+    piecewise = row.costs[0] == 1
     problems: dict[str, list[str]] = {}
     gradients = (1.0,) if direction == "forward" else ((1.0, np.nan, np.inf) if piecewise else (1.0, np.nan))
     for gradient in gradients:
