@@ -28,8 +28,8 @@ class Activation:
     formula: str
     derivative: str
     params: tuple[Param, ...] = ()
-    # Time of an element, forward and backward, in units of about 0.06 ns: decides from which size on a second thread pays,
-    # and whether large results bypass the caches.
+    # Time of an element, forward and backward, in units of about 0.06 ns: decides from which size on a second thread
+    # pays, and whether large results bypass the caches.
     costs: tuple[int, int] = (1, 2)
     source: str = ""  # where the function was introduced
     bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
