@@ -234,8 +234,8 @@ cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
 
 
 def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
-    """Let results bypass the caches from so many bytes on and up to so many nanoseconds of computing a byte, and return the
-    former limits: tests need no large arrays."""
+    """Let results bypass the caches from so many bytes read and written on and up to so many nanoseconds of computing a
+    byte, and return the former limits: tests need no large arrays."""
     global STREAM_BYTES, COMPUTE_BOUND
     former = STREAM_BYTES, COMPUTE_BOUND
     STREAM_BYTES, COMPUTE_BOUND = nbytes, compute_bound
@@ -244,7 +244,7 @@ def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
 
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
     return (plan.result.contiguous and not plan.result.swapped and not plan.staged
-            and plan.size * plan.result.itemsize >= STREAM_BYTES
+            and (plan.inputs + 1) * plan.size * plan.result.itemsize >= STREAM_BYTES
             and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
 
 

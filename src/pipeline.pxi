@@ -28,8 +28,8 @@ cdef enum:
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
-# Results from this size on bypass the caches: what is read and what is written no longer fit the last level together.
-cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() // 2
+# Results bypass the caches where what is read and what is written no longer fit the last level together.
+cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache()
 
 # But not where a thread needs so many nanoseconds to compute a byte of them: ordinary stores overlap with computing better.
 cdef double COMPUTE_BOUND = 0.06
