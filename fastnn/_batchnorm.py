@@ -43,11 +43,9 @@ class BatchNorm:
     running_mean, running_var : float64 arrays (C,), as all statistics here are float64
     """
 
-    # The functions that do the work; subclasses set them.
-    _batch_norm: Any
+    # The functions that do the work, and `_normalize`: subclasses set them.
     _batch_norm_backward: Any
     _batch_norm_inference: Any
-    _batch_stats: Any
 
     def __init__(
         self,
@@ -119,8 +117,7 @@ class BatchNorm:
 
     def _normalize(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """(y, mean, invstd, var) of a training batch."""
-        y, mean, invstd = self._batch_norm(x, self.gamma, self.beta, eps=self.eps, axis=self.axis)
-        return y, mean, invstd, self._batch_stats(x, axis=self.axis)[1]
+        raise NotImplementedError
 
     def backward(self, dy: Any) -> Array:
         """dx of the last training step; its gradients of gamma and beta are left in dgamma and dbeta.
