@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastnn
 import fastnn.reference as reference
+from fastnn.__main__ import main
 from fastnn._table import ACTIVATIONS
 from fastnn.bench import cli, report
 from fastnn.bench.cases import BY_NAME, OPS, Call, Case, DataCache, Expectation, cases, fastnn_call, shape_label
@@ -202,6 +204,12 @@ def test_a_reader_who_leaves_early_gets_no_traceback() -> None:
     command = subprocess.run([sys.executable, "-m", "fastnn", "info"], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (command.stderr, command.returncode) == ("", 141)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fastnn {fastnn.__version__}\n"
 
 
 def test_figures_are_not_cut_off_in_a_narrow_terminal(
