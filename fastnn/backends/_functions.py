@@ -266,6 +266,12 @@ def along(shape: tuple[int, ...], ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(shape[0] if shape and i == axis % ndim else 1 for i in range(ndim))
 
 
+def split(shape: tuple[int, ...], pieces: int, axis: int) -> tuple[int, ...]:
+    """The shape in which the pieces of a unit of maxout have an axis of their own, behind the units'."""
+    axis %= len(shape)
+    return (*shape[:axis], shape[axis] // pieces, pieces, *shape[axis + 1 :])
+
+
 def _only(shape: tuple[int, ...], *axes: int) -> tuple[int, ...]:
     return tuple(n if i in axes else 1 for i, n in enumerate(shape))
 
