@@ -132,4 +132,6 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
         report.save_html(args.html, rows, about)
     report.print_tables(rows)
     report.print_summary(rows, about)
+    for path in filter(None, (args.json, args.html)):
+        print(f"Written: {path}")
     return 1 if any("fastnn" in row.failed for row in rows) else 0
