@@ -95,8 +95,8 @@ class BatchNorm:
                 f"x has one value a channel (shape {x.shape}), of which there is no unbiased variance; "
                 "give more than one, or set unbiased_running_var=False"
             )
-        y, mean, invstd, var = self._normalize(x)
         with np.errstate(all="ignore"):
+            y, mean, invstd, var = self._normalize(x)
             if self.unbiased_running_var:
                 var = var * (count / (count - 1))
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):

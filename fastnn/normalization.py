@@ -214,11 +214,8 @@ def batch_norm_and_variance(
 
 def inverse_deviation(var: Any, eps: float) -> Any:
     """The kernels' invstd: 1 / sqrt(var + eps), and 0 where that is a division by 0."""
-    with np.errstate(all="ignore"):
-        variance = var + eps
-        if eps > 0:
-            return 1 / np.sqrt(variance)
-        return np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance != 0)
+    deviation = np.sqrt(var + eps)
+    return np.reciprocal(deviation, out=deviation, where=eps > 0 or deviation != 0)
 
 
 class BatchNorm(_BatchNorm):
