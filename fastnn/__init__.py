@@ -1,7 +1,7 @@
 """fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization.
 
-Every function takes and returns NumPy arrays; each has its gradient, `<name>_backward`, beside it, and a twin in plain
-NumPy in `fastnn.reference`. The whole interface:
+Every function takes and returns NumPy arrays. The gradient of an activation or a normalization is `<name>_backward`,
+beside it (cross_entropy returns its own). All have a twin in plain NumPy in `fastnn.reference`. The whole interface:
 
     activations    sigmoid tanh relu leaky_relu prelu relu6 hardtanh hardsigmoid hardswish elu celu selu gelu silu mish
                    softsign log_sigmoid softplus softmax log_softmax maxout cross_entropy

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import fastnn
+
 # command: the module with add_arguments(parser) and run(args) -> exit code, and the line of --help
 COMMANDS = {
     "info": ("fastnn.__main__", "print version, instruction sets, threads and build"),
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for a wrong command line, 130 after Ctrl-C, 141 after | head)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m fastnn", description="Fast CPU kernels for neural networks.")
+    parser.add_argument("--version", action="version", version=f"fastnn {fastnn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in words if not word.startswith("-")), None)
     action = None

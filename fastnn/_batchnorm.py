@@ -43,11 +43,9 @@ class BatchNorm:
     running_mean, running_var : float64 arrays (C,), as all statistics here are float64
     """
 
-    # The functions that do the work; subclasses set them.
-    _batch_norm: Any
+    # The functions that do the work, and `_normalize`: subclasses set them.
     _batch_norm_backward: Any
     _batch_norm_inference: Any
-    _batch_stats: Any
 
     def __init__(
         self,
@@ -97,8 +95,8 @@ class BatchNorm:
                 f"x has one value a channel (shape {x.shape}), of which there is no unbiased variance; "
                 "give more than one, or set unbiased_running_var=False"
             )
-        y, mean, invstd, var = self._normalize(x)
         with np.errstate(all="ignore"):
+            y, mean, invstd, var = self._normalize(x)
             if self.unbiased_running_var:
                 var = var * (count / (count - 1))
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
@@ -119,8 +117,7 @@ class BatchNorm:
 
     def _normalize(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """(y, mean, invstd, var) of a training batch."""
-        y, mean, invstd = self._batch_norm(x, self.gamma, self.beta, eps=self.eps, axis=self.axis)
-        return y, mean, invstd, self._batch_stats(x, axis=self.axis)[1]
+        raise NotImplementedError
 
     def backward(self, dy: Any) -> Array:
         """dx of the last training step; its gradients of gamma and beta are left in dgamma and dbeta.

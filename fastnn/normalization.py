@@ -196,12 +196,35 @@ def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
     return mean, var
 
 
+def batch_norm_and_variance(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    *,
+    eps: float,
+    axis: int = 1,
+    activation: str | None = None,
+    out: Any = None,
+) -> tuple[Array, Array, Array, Array]:
+    """(y, mean, invstd, var): what `batch_norm` returns, to the bit, and the exact variance, in a pass over x less."""
+    mean, var = batch_stats(x, axis=axis)
+    y = batch_norm_inference(x, mean, var, gamma, beta, eps=eps, axis=axis, activation=activation, out=out)
+    return y, mean, inverse_deviation(var, eps), var
+
+
+def inverse_deviation(var: Any, eps: float) -> Any:
+    """The kernels' invstd: 1 / sqrt(var + eps), and 0 where that is a division by 0."""
+    deviation = np.sqrt(var + eps)
+    return np.reciprocal(deviation, out=deviation, where=eps > 0 or deviation != 0)
+
+
 class BatchNorm(_BatchNorm):
     __doc__ = _BatchNorm.__doc__
-    _batch_norm = staticmethod(batch_norm)
     _batch_norm_backward = staticmethod(batch_norm_backward)
     _batch_norm_inference = staticmethod(batch_norm_inference)
-    _batch_stats = staticmethod(batch_stats)
+
+    def _normalize(self, x: Array) -> tuple[Array, Array, Array, Array]:
+        return batch_norm_and_variance(x, self.gamma, self.beta, eps=self.eps, axis=self.axis)
 
 
 def layer_norm(

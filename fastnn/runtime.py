@@ -25,7 +25,10 @@ __all__ = ["available_isas", "info", "isa", "num_threads", "set_num_threads", "t
 
 
 def isa() -> str:
-    """Name of the instruction-set level in use: "baseline", "v3" or "v4" on x86-64, "neon" on aarch64."""
+    """Name of the instruction-set level in use.
+
+    "baseline", "v3" (AVX2) or "v4" (AVX-512) on x86-64, "neon" on aarch64.
+    """
     return _core.level_name()
 
 

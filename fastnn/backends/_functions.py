@@ -18,6 +18,7 @@ import numpy as np
 import fastnn as fn
 from fastnn._checks import compute_dtype, integer_param, normalize_axis
 from fastnn._table import ACTIVATIONS
+from fastnn.normalization import batch_norm_and_variance, inverse_deviation
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,6 @@ _SECOND: dict[str, Callable[..., Any]] = {
 }
 
 
-def inverse_deviation(var: Any, eps: float) -> Any:
-    """The kernels' invstd: 1 / sqrt(var + eps), and 0 where that is a division by 0."""
-    variance = var + eps
-    if eps > 0:
-        return 1 / np.sqrt(variance)
-    return np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance != 0)
-
-
 @dataclass(frozen=True)
 class Norm:
     """A normalization with its static arguments; arrays are given to its methods.
@@ -184,12 +177,10 @@ class Norm:
         return (result, *constants) if constants else result
 
     def forward_with_variance(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> tuple[Any, ...]:
-        """The same of batch_norm, and the exact variance for running statistics, from one look at x."""
-        mean, var = fn.batch_stats(x, axis=self.axis)
-        y = fn.batch_norm_inference(
-            x, mean, var, gamma, beta, eps=self.eps, axis=self.axis, activation=self.activation, out=out
+        """The same of batch_norm, and the exact variance for running statistics."""
+        return batch_norm_and_variance(
+            x, gamma, beta, eps=self.eps, axis=self.axis, activation=self.activation, out=out
         )
-        return y, mean, inverse_deviation(var, self.eps), var
 
     def backward(self, dy: Any, x: Any, gamma: Any, beta: Any, *stats: Any) -> tuple[Any, Any, Any]:
         """dx, dgamma and dbeta; dgamma and dbeta in gamma's and beta's shape, and None where those are None."""
@@ -273,6 +264,12 @@ def smallest(norm: Norm, shape: tuple[int, ...]) -> tuple[int, ...]:
 def along(shape: tuple[int, ...], ndim: int, axis: int) -> tuple[int, ...]:
     """The shape with which a slope of prelu, scalar or (C,), broadcasts against x."""
     return tuple(shape[0] if shape and i == axis % ndim else 1 for i in range(ndim))
+
+
+def split(shape: tuple[int, ...], pieces: int, axis: int) -> tuple[int, ...]:
+    """The shape in which the pieces of a unit of maxout have an axis of their own, behind the units'."""
+    axis %= len(shape)
+    return (*shape[:axis], shape[axis] // pieces, pieces, *shape[axis + 1 :])
 
 
 def _only(shape: tuple[int, ...], *axes: int) -> tuple[int, ...]:

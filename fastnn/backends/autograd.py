@@ -109,9 +109,7 @@ def _log_softmax_formula(x: Any, axis: int) -> Any:
 
 
 def _maxout_formula(x: Any, pieces: int, axis: int) -> Any:
-    axis %= x.ndim
-    split = (*x.shape[:axis], x.shape[axis] // pieces, pieces, *x.shape[axis + 1 :])
-    return anp.max(anp.reshape(x, split), axis=axis + 1)
+    return anp.max(anp.reshape(x, _functions.split(x.shape, pieces, axis)), axis=axis % x.ndim + 1)
 
 
 def _cross_entropy_formula(logits: Any, labels: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastnn as fn
-from fastnn.backends._functions import inverse_deviation
+from fastnn.normalization import batch_norm_and_variance
 
 __all__ = [
     "affine_backward",
@@ -87,14 +87,14 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
     if mode not in ("train", "test"):
         raise ValueError(f"bn_param['mode'] is {mode!r}; it must be 'train' or 'test'")
     running_mean, running_var = (_running(bn_param, key, x) for key in ("running_mean", "running_var"))
-    mean, var, cache = running_mean, running_var, None
-    if mode == "train":
-        # batch_norm does not tell the variance, and asking for it later would read x once more
-        mean, var = fn.batch_stats(x)
-        cache = (x, mean, inverse_deviation(var, eps), gamma)
+    affine, cache = (gamma.reshape(-1), beta.reshape(-1)), None
+    if mode == "test":
+        out = fn.batch_norm_inference(x, running_mean, running_var, *affine, eps=eps)
+    else:
+        out, mean, invstd, var = batch_norm_and_variance(x, *affine, eps=eps)
+        cache = (x, mean, invstd, gamma)
         running_mean = _decayed(running_mean, mean, momentum, x.dtype)
         running_var = _decayed(running_var, var, momentum, x.dtype)
-    out = fn.batch_norm_inference(x, mean, var, gamma.reshape(-1), beta.reshape(-1), eps=eps)
     bn_param["running_mean"], bn_param["running_var"] = running_mean, running_var
     return out, cache
 

@@ -243,8 +243,7 @@ def _maxout_kinds(static: Any, x: Any) -> list[Any]:
 
 def _maxout_formula(static: Any, x: Any) -> Any:
     pieces, axis = static
-    axis %= x.ndim
-    return x.reshape(*x.shape[:axis], x.shape[axis] // pieces, pieces, *x.shape[axis + 1 :]).max(axis + 1)
+    return x.reshape(_functions.split(x.shape, pieces, axis)).max(axis % x.ndim + 1)
 
 
 def _cross_entropy_formula(static: Any, logits: Any, labels: Any) -> Any:

@@ -246,11 +246,6 @@ def _prelu_formula(tensors: Any, axis: int) -> Any:
     return torch.where(x > 0, x, x * slope.reshape(_functions.along(slope.shape, x.ndim, axis)))
 
 
-def _split_axis(shape: Any, pieces: int, axis: int) -> list[int]:
-    axis %= len(shape)
-    return [*shape[:axis], shape[axis] // pieces, pieces, *shape[axis + 1 :]]
-
-
 def _maxout_forward(tensors: Any, pieces: int, axis: int) -> list[Any]:
     return [torch.from_numpy(result) for result in fn.maxout(_array(tensors[0]), pieces, axis)]
 
@@ -270,7 +265,7 @@ def _maxout_backward(dy: Any, tensors: Any, saved: Any, pieces: int, axis: int) 
 
 def _maxout_formula(tensors: Any, pieces: int, axis: int) -> Any:
     x = tensors[0]
-    return x.reshape(_split_axis(x.shape, pieces, axis)).amax(axis % x.ndim + 1)
+    return x.reshape(_functions.split(x.shape, pieces, axis)).amax(axis % x.ndim + 1)
 
 
 def _cross_entropy_forward(tensors: Any) -> list[Any]:

@@ -259,9 +259,8 @@ class DataCache:
             data["dy"] = base["dy"]
         data.update(_EXTRA[case.op.kind](case, data))
         if case.output == "inplace":
-            data["out"] = data["dy" if case.direction == "backward" else "x"] = (
-                data["dy"] if case.direction == "backward" else data["x"]
-            ).copy()
+            overwritten = "dy" if case.direction == "backward" else "x"
+            data["out"] = data[overwritten] = data[overwritten].copy()
         return data
 
 

@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "interleaved rounds, best of many. Ratios above 1 mean that fastnn is faster; losses are red."
     )
     parser.add_argument("--quick", action="store_true", help="a few sizes of everything, in less than a minute")
-    parser.add_argument("--only", action="append", metavar="OP", help="an operation or family; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="OP",
+        help="an operation, or activations, normalization or networks; may be repeated",
+    )
     parser.add_argument("--peer", action="append", choices=sorted(PEERS), help="compare with this one; may be repeated")
     parser.add_argument("--direction", choices=("forward", "backward"), help="only this direction")
     parser.add_argument("--dtype", action="append", choices=("float16", "float32", "float64"), help="may be repeated")
@@ -127,4 +132,6 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
         report.save_html(args.html, rows, about)
     report.print_tables(rows)
     report.print_summary(rows, about)
+    for path in filter(None, (args.json, args.html)):
+        print(f"Written: {path}")
     return 1 if any("fastnn" in row.failed for row in rows) else 0

@@ -37,6 +37,11 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], list[Row]]:
     return dict(result)
 
 
+def _title(family: str, dtype: str, threads: int, output: str) -> str:
+    words = {"out": "preallocated output", "fresh": "fresh output", "inplace": "in place"}[output]
+    return f"{family}, {dtype}, {threads} thread{'s' * (threads > 1)}, {words}"
+
+
 def _ratio(row: Row) -> str:
     if row.ratio is None:
         return "no peer" if "fastnn" in row.times else "failed"
@@ -46,9 +51,8 @@ def _ratio(row: Row) -> str:
 
 def print_tables(rows: list[Row]) -> None:
     """Per group: for elementwise functions a row a function and a column a size, for the others a row a shape."""
-    for (family, dtype, threads, output), members in groups(rows).items():
-        words = {"out": "preallocated output", "fresh": "fresh output", "inplace": "in place"}[output]
-        title = f"{family}, {dtype}, {threads} thread{'s' * (threads > 1)}, {words}"
+    for group, members in groups(rows).items():
+        family, title = group[0], _title(*group)
         if family == "activations":
             sizes = sorted({row.shape for row in members})
             cells = {(row.op, row.direction, row.shape): row for row in members}
@@ -214,10 +218,9 @@ def save_html(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
             " their best peer.</p>"
         )
     parts.append(f"<p>{_legend(rows)}</p>")
-    for (family, dtype, threads, output), members in groups(rows).items():
-        title = f"{family}, {dtype}, {threads} thread{'s' * (threads > 1)}, output {output}"
-        parts.append(f"<h2>{html.escape(title)}</h2>")
-        if family == "activations":
+    for group, members in groups(rows).items():
+        parts.append(f"<h2>{html.escape(_title(*group))}</h2>")
+        if group[0] == "activations":
             parts.append("<div class='plots'>" + "".join(_plots(members)) + "</div>")
         parts.append(roofline_svg(members))
         parts.append(_html_table(members))

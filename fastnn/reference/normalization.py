@@ -171,10 +171,12 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> tuple[Array, Array]:
 
 class BatchNorm(_BatchNorm):
     __doc__ = _BatchNorm.__doc__
-    _batch_norm = staticmethod(batch_norm)
     _batch_norm_backward = staticmethod(batch_norm_backward)
     _batch_norm_inference = staticmethod(batch_norm_inference)
-    _batch_stats = staticmethod(batch_stats)
+
+    def _normalize(self, x: Array) -> tuple[Array, Array, Array, Array]:
+        y, mean, invstd = batch_norm(x, self.gamma, self.beta, eps=self.eps, axis=self.axis)
+        return y, mean, invstd, batch_stats(x, axis=self.axis)[1]
 
 
 # --- layer normalization (Ba et al. 2016) and RMS normalization (Zhang and Sennrich 2019) ------------------------

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from fastnn import _passes, _preprocessing
 from fastnn._passes import Array, Vector
 from fastnn._preprocessing import NotFittedError, center_and_scale
+from fastnn.reference._numerics import two_sum
 
 __all__ = ["PCA", "Moments", "NotFittedError", "Standardizer", "Whitener", "standardize", "zero_center"]
 
@@ -100,13 +101,6 @@ def _sum(rows: Vector) -> Vector:
     while len(rows) > 1:
         if len(rows) % 2:
             rows, lost = (np.concatenate([each, np.zeros_like(each[:1])]) for each in (rows, lost))
-        rows, now = _two_sum(rows[::2], rows[1::2])
+        rows, now = two_sum(rows[::2], rows[1::2])
         lost = lost[::2] + lost[1::2] + now
     return rows[0] + lost[0]
-
-
-def _two_sum(a: Vector, b: Vector) -> tuple[Vector, Vector]:
-    """Return a + b rounded and what rounding lost, exactly (Knuth, The art of computer programming, volume 2)."""
-    total = a + b
-    back = total - a
-    return total, (a - (total - back)) + (b - back)

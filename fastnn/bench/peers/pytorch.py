@@ -179,7 +179,7 @@ class Torch(Peer):
     def _prelu(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         aten, x, slope = self._aten, self._tensor(data["x"]), self._tensor(data["slope"])
         if forward:
-            return Call(self._torch.prelu, (x, slope), fresh=True, collect=lambda value: value[:1])
+            return Call(self._torch.prelu, (x, slope), fresh=True)
         along = [1, -1] + [1] * (x.dim() - 2)
         over = [i for i in range(x.dim()) if i != 1]
 

@@ -111,7 +111,7 @@ def _network(context: Context, scheme: Scheme, width: int, depth: int = DEPTH) -
         rng=context.rng("initialization weights"),
     )
     if scheme.data_driven:
-        context.backend.init.lsuv(network, data.standardized()[0][:256])
+        context.backend.init.lsuv(network, data.standardized()[0][:256], rng=context.rng("initialization lsuv"))
     return network
 
 
