@@ -152,8 +152,8 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
     return 0
 
 
-cdef void run_channels(Channels* job, double cost) noexcept:
-    run_shares(channels_part, job, job.chunks, &job.part, work(cost, job.plan.size, job.plan.itemsize))
+cdef void run_channels(Channels* job) noexcept:
+    run_shares(channels_part, job, job.chunks, &job.part, job.plan.nanoseconds)
 
 
 def prelu(x, slope, *, axis=1, out=None):
@@ -175,11 +175,11 @@ def prelu(x, slope, *, axis=1, out=None):
     y = result_like(a, out)
     if out is not None and may_overlap(s, y):
         s = s.copy()
-    begin_plan(&job.plan, y)
+    begin_plan(&job.plan, y, 2)
     a = add_input(&job.plan, a, y)
     if job.plan.size:
         lay_channels(&job, s, along, y, False)
-        run_channels(&job, 2)
+        run_channels(&job)
         free(job.heap)
     return y if out is None else out
 
@@ -230,13 +230,13 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
     y = result_like(a, out)
     if out is not None and may_overlap(s, y):
         s = s.copy()
-    begin_plan(&job.plan, y)
+    begin_plan(&job.plan, y, 6)
     g = add_input(&job.plan, g, y)
     a = add_input(&job.plan, a, y)
     total = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(s), cnp.PyArray_DIMS(s), cnp.NPY_DOUBLE, 0)
     if job.plan.size:
         lay_channels(&job, s, along, y, True)
-        run_channels(&job, 6)
+        run_channels(&job)
         fold_slopes(&job, <double*> cnp.PyArray_DATA(total), cnp.PyArray_SIZE(s))
         free(job.heap)
     return y if out is None else out, like_slope(total, slope)
@@ -349,7 +349,7 @@ cdef inline void spread_pieces(const Pieces* job, Plan* plan, Py_ssize_t start, 
 cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray units, int axis) except -1:
     """Forward a is x and y y, backward a is dy and y dx; units is the one of them that has an element a unit."""
     cdef Operand* split
-    begin_plan(&job.plan, units)
+    begin_plan(&job.plan, units, 10 * job.count)
     if job.plan.size == 0:
         return 0
     describe(&job.plan.source[0], a)
@@ -363,8 +363,7 @@ cdef int run_pieces(Pieces* job, ndarray a, ndarray which, ndarray y, ndarray un
     end_plan(&job.plan, units)
     job.plan.streamed = False
     job.strided = is_native(&job.plan, split) and job.step % job.plan.itemsize == 0
-    run_shares(pieces_part, job, padded(job.plan.size) // FN_LANES, &job.part,
-               work(10, job.count * job.plan.size, job.plan.itemsize))
+    run_shares(pieces_part, job, padded(job.plan.size) // FN_LANES, &job.part, job.plan.nanoseconds)
     return 0
 
 

@@ -5,6 +5,7 @@ cdef enum:
     PANEL_BYTES = 1 << 19
     STAGED_PANEL_BYTES = 1 << 14
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
+    ROW_COST = 6             # as the costs of fastnn/_table.py
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -196,7 +197,7 @@ cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
 
 
 cdef int run_rows(Rows* rows) except -1:
-    run_shares(rows_part, rows, rows.count, &rows.part, work(6, rows.plan.size, rows.plan.itemsize))
+    run_shares(rows_part, rows, rows.count, &rows.part, rows.plan.nanoseconds)
     if rows.out_of_memory:
         raise MemoryError(f"no memory to stage rows of {rows.length} elements")
     return 0
@@ -221,7 +222,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     if along < 0:
         along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
     y = result_like(x, out)
-    begin_plan(&rows.plan, y)
+    begin_plan(&rows.plan, y, ROW_COST)
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
         saved = add_input(&rows.plan, <ndarray> b, y)
@@ -293,7 +294,7 @@ def cross_entropy(logits, labels, out=None):
     y = result_like(x, out)
     if out is not None and may_overlap(classes, y):
         classes = classes.copy()
-    begin_plan(&rows.plan, y)
+    begin_plan(&rows.plan, y, ROW_COST)
     x = add_input(&rows.plan, x, y)
     if lay_rows(&rows, y, 1, FN_CROSS_ENTROPY, FN_FORWARD):
         rows.labels = <const Py_ssize_t*> cnp.PyArray_DATA(classes)

@@ -174,11 +174,10 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
-    begin_plan(&plan, y)
+    begin_plan(&plan, y, row_cost[row][direction])
     plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.streamed_kernel = plan.level.map_streamed[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params
-    plan.nanoseconds = row_work(row, direction, y)
     first = add_input(&plan, a, y)
     second = None if b is None else add_input(&plan, b, y)  # both stay referenced: they may be copies
     if plan.size:
@@ -194,10 +193,9 @@ cdef void copy_block(fn_in a, fn_in b, fn_out y, Py_ssize_t n, const double* par
 def copy_single(ndarray x, ndarray y):
     """y[...] = x for float16 and float32 arrays of one shape in any layout: converts several times as fast as NumPy."""
     cdef Plan plan
-    begin_plan(&plan, y)
+    begin_plan(&plan, y, 1.0)
     plan.kernel = plan.streamed_kernel = copy_block
     plan.params = NULL
-    plan.nanoseconds = work(1.0, plan.size, sizeof(float))
     x = add_input(&plan, x, y)
     if plan.size:
         end_plan(&plan, y)
@@ -212,11 +210,12 @@ cdef void run_plan_or_range(Plan* plan):
             run_plan(plan)
 
 
-cdef void begin_plan(Plan* plan, ndarray y):
+cdef void begin_plan(Plan* plan, ndarray y, double cost):
     plan.level = current_level()
     plan.inputs = 0
     plan.size = cnp.PyArray_SIZE(y)
     plan.itemsize = 8 if cnp.PyArray_ITEMSIZE(y) == 8 else 4
+    plan.nanoseconds = work(cost, plan.size, plan.itemsize)
     plan.staged = False
     plan.streamed = False
     describe(&plan.result, y)
@@ -245,6 +244,7 @@ def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
     return (plan.result.contiguous and not plan.result.swapped and not plan.staged
             and (plan.inputs + 1) * plan.size * plan.result.itemsize >= STREAM_BYTES
+            and plan.nanoseconds / current_threads() < COMPUTE_BOUND * plan.size * plan.result.itemsize
             and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
 
 
@@ -254,8 +254,7 @@ cdef void end_plan(Plan* plan, ndarray y):
     for i in range(plan.inputs):
         finish(plan, &plan.source[i])
     finish(plan, &plan.result)
-    plan.streamed = (bypasses_caches(plan) and
-                     plan.nanoseconds / current_threads() < COMPUTE_BOUND * plan.size * plan.result.itemsize)
+    plan.streamed = bypasses_caches(plan)
 
 
 cdef bint may_overlap(ndarray x, ndarray y):
