@@ -87,7 +87,7 @@ FN double log_sigmoid_f64(double x)
 {
     int near;
     double log = log1p_exp_f64(x, &near);
-    return (min_f64(x, select_f64(near, -F64_LN2_LO, 0.0)) - log) - select_f64(near, F64_LN2, 0.0);
+    return (min_f64(x, select_f64(near, -F64_LN2_LO, -0.0)) - log) - select_f64(near, F64_LN2, 0.0);
 }
 
 FN_BOUND(double, fn_softplus_low_f64, -1095.0); /* below, e^x / beta is 0 for beta >= 2^-500 ... */
