@@ -87,7 +87,7 @@ FN double log_sigmoid_f64(double x)
 {
     int near;
     double log = log1p_exp_f64(x, &near);
-    return (min_f64(x, select_f64(near, -F64_LN2_LO, 0.0)) - log) - select_f64(near, F64_LN2, 0.0);
+    return (min_f64(x, select_f64(near, -F64_LN2_LO, -0.0)) - log) - select_f64(near, F64_LN2, 0.0);
 }
 
 FN_BOUND(double, fn_softplus_low_f64, -1095.0); /* below, e^x / beta is 0 for beta >= 2^-500 ... */
@@ -121,11 +121,11 @@ FN double softplus_slope_f64(double x, double beta)
 }
 
 /* The derivative at -a of x / (1 + e^-u(x)), good on either side of its zero, where u(-a) = -a - a_lo, a >= 0, and
-   b + b_lo = a u'(-a); `exactly` spends some operations more near the zero.
+   b + b_lo = a u'(-a).
 
    With e = e^(-a - a_lo) = s (1 + p) and 1 + m = 1 / (1 + p) it is e (e - (b - 1)) / (1 + e)^2 = s n / d with
    n = s - (b - 1) + s p and d = (1 + s)^2 + m + s^2 p, which are rounded once but for low parts. */
-FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo, int exactly)
+FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo)
 {
     double t, r_lo, r = reduce_parts_f64(-a, -a_lo, F64_BIAS + 64, &t, &r_lo);
     double scaled = power_f64(t), s = scaled * 0x1p-64;
@@ -134,15 +134,14 @@ FN double logistic_slope_f64(double a, double a_lo, double b, double b_lo, int e
     double n_lo = (s - (start + less)) + FN_FMA(s, p, start - n);
     double square = FN_FMA(s, s + 2.0, 1.0), rest = FN_FMA(s * s, p, m), d = square + rest, q = n / d;
     double d_lo = (rest - (d - square)) + FN_FMA(s, s + 2.0, 1.0 - square);
-    if (exactly)
-        n_lo = FN_FMA(s, (c - (p - h)) + h_lo, n_lo - ((b - (less + 1.0)) + b_lo));
+    n_lo = FN_FMA(s, (c - (p - h)) + h_lo, n_lo - ((b - (less + 1.0)) + b_lo));
     return FN_FMA(FN_FMA(-q, d_lo, n_lo), rough_inverse_f64(d), q) * scaled * 0x1p-64;
 }
 
 /* silu'(x), silu(x) = x / (1 + e^-x) */
 FN double silu_slope_f64(double x)
 {
-    double a = min_f64(abs_f64(x), fn_logistic_end_f64), slope = logistic_slope_f64(a, 0.0, a, 0.0, 0);
+    double a = min_f64(abs_f64(x), fn_logistic_end_f64), slope = logistic_slope_f64(a, 0.0, a, 0.0);
     return select_f64(x > 0.0, 1.0 - slope, slope);
 }
 
@@ -178,7 +177,7 @@ FN double gelu_tanh_slope_f64(double x)
 {
     double a = min_f64(abs_f64(x), fn_gelu_tanh_end_f64);
     double u_lo, b, b_lo, u = gelu_tanh_argument_f64(a, &u_lo, &b, &b_lo);
-    double slope = logistic_slope_f64(u, u_lo, b, b_lo, 1);
+    double slope = logistic_slope_f64(u, u_lo, b, b_lo);
     return select_f64(x > 0.0, 1.0 - slope, slope);
 }
 
@@ -219,7 +218,8 @@ FN double mish_f64(double x)
     double top = max_f64(x, fn_logistic_low_f64), inside = min_f64(top, fn_mish_high_f64);
     struct mish_parts e = mish_parts_f64(inside, below);
     double rest = FN_FMA(e.s, e.p, e.s), n = 2.0 + rest, q = n / e.d;
-    double q_lo = (remainder_f64(q, e.d, n) + FN_FMA(-q, e.d_lo, rest - (n - 2.0))) * rough_inverse_f64(e.d);
+    double n_lo = (rest - (n - 2.0)) + FN_FMA(e.s, e.p, e.s - rest);
+    double q_lo = (remainder_f64(q, e.d, n) + FN_FMA(-q, e.d_lo, n_lo)) * rough_inverse_f64(e.d);
     return mish_scaled_f64(FN_FMA(q_lo, inside, q * top), below, e.scaled);
 }
 

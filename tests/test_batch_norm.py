@@ -112,7 +112,7 @@ def test_bits_depend_on_neither_threads_nor_level(shape, axis, dtype):
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("ratio", [0, 1, 3, 100, 1e4])
 @pytest.mark.parametrize("count", [2, 3, 100, 20000])
 def test_normalized_output_is_exact_to_4e_7(count, ratio, scale, isa):

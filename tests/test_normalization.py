@@ -217,7 +217,7 @@ def test_no_channels_give_empty_results(functions):
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("ratio", [0, 1, 100, 1e4])
 @pytest.mark.parametrize("count", [2, 30, 1000])
 def test_normalized_rows_are_exact_to_4e_7(count, ratio, scale, isa):

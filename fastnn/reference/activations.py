@@ -543,7 +543,7 @@ def log_sigmoid(x: ArrayLike, *, out: Array | None = None) -> Array:
     """log(sigmoid(x)) = -log1p(exp(-x)). Its backward saves x."""
 
     def formula(x: Array) -> Array:
-        return np.minimum(x, 0.0) - np.log1p(np.exp(-np.abs(x)))
+        return np.minimum(x, -0.0) - np.log1p(np.exp(-np.abs(x)))  # -0.0, not 0.0, where the logarithm is 0
 
     return _forward(formula, x, out)
 
