@@ -8,6 +8,10 @@
 #include <unistd.h>
 #endif
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "build_info.h"
 
 #if defined(__VERSION__)
@@ -20,9 +24,24 @@
 #define FN_COMPILER "unknown"
 #endif
 
-/* Bytes of the last-level cache, 32 MB where the system does not say */
+/* Bytes of the last-level cache that a processor can reach, 32 MB where nobody says. The C library is asked last: of AMD's
+ * processors older ones report what all chiplets have together, ten times as much. */
 static ptrdiff_t fn_last_level_cache(void)
 {
+#if defined(__x86_64__)
+    const unsigned leaves[] = {0x8000001d, 4}; /* AMD's description of the caches, Intel's */
+    ptrdiff_t most = 0;
+    for (int i = 0; i < 2 && most == 0; i++) {
+        unsigned a, b, c, d;
+        for (unsigned cache = 0; cache < 16 && __get_cpuid_count(leaves[i], cache, &a, &b, &c, &d) && (a & 31); cache++) {
+            const ptrdiff_t ways = (b >> 22) + 1, partitions = (b >> 12 & 1023) + 1, line = (b & 4095) + 1;
+            const ptrdiff_t bytes = ways * partitions * line * ((ptrdiff_t)c + 1);
+            most = bytes > most ? bytes : most;
+        }
+    }
+    if (most > 0)
+        return most;
+#endif
 #ifdef _SC_LEVEL3_CACHE_SIZE
     const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (bytes > 0)
