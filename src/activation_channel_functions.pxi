@@ -30,55 +30,30 @@ cdef inline const char* block_of(const Plan* plan, const Operand* array, Py_ssiz
 cdef void channels_part(void* context, int part) noexcept nogil:
     cdef Channels* job = <Channels*> context
     cdef Plan* plan = &job.plan
-    cdef fn_block blocks[3][3]  # PRELU_BYTES, and what waits for streaming
+    cdef fn_block blocks[3][2]  # PRELU_BYTES each
     cdef const char* sources[2]
-    cdef char* place
     cdef char* result
-    cdef Py_ssize_t chunk, start, stop, n, waiting
-    cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
+    cdef Py_ssize_t chunk, start, stop, n
+    cdef bint in_place = plan.result.direct and not plan.staged
     cdef int i, form = job.slopes.inner > 1, dtype = FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE
     for chunk in range(part * job.part, min(job.chunks, (part + 1) * job.part)):
         start = chunk * job.chunk
         stop = min(plan.size, start + job.chunk)
-        waiting = -1
         if job.sums != NULL:
             memset(job.sums + chunk * job.width, 0, job.width * sizeof(double))
         while start < stop:
             n = min(stop - start, <Py_ssize_t> PRELU_BYTES // plan.itemsize)
             for i in range(plan.inputs - 1):
                 sources[i] = block_of(plan, &plan.source[i], start, n, blocks[i][0].bytes)
-            place = plan.result.data + start * plan.result.itemsize
-            result = place if in_place else blocks[2][0].bytes + CACHE_LINE
+            result = plan.result.data + start * plan.result.itemsize if in_place else blocks[2][0].bytes
             if job.sums == NULL:
                 plan.level.prelu[form][dtype](sources[0], &job.slopes, result, start, n)
             else:
                 plan.level.prelu_backward[form][dtype](sources[0], sources[1], &job.slopes, result,
                                                        job.sums + chunk * job.width, start, n)
-            if plan.streamed:
-                waiting = stream_lines(plan.level, place, result, n * plan.itemsize, waiting, start + n == stop)
-            elif not in_place:
+            if not in_place:
                 store(plan, start, n, result)
             start += n
-    if plan.streamed:
-        fn_stream_fence()
-
-
-cdef Py_ssize_t stream_lines(const fn_level* level, char* place, char* block, Py_ssize_t nbytes, Py_ssize_t waiting,
-                             bint last) noexcept nogil:
-    """Stream a block of results to `place` in whole cache lines. What is left waits before the next block; returns its size.
-
-    waiting: the bytes that wait before this block; -1 before the first, whose beginning is copied up to a cache line.
-    """
-    cdef Py_ssize_t head = min(nbytes, <Py_ssize_t> (-<uintptr_t> place % CACHE_LINE)) if waiting < 0 else -waiting, whole
-    if head > 0:
-        memcpy(place, block, head)
-    place += head
-    block += head
-    nbytes -= head
-    whole = nbytes & -CACHE_LINE
-    level.stream(place, block, whole)
-    memcpy(place + whole if last else block - head - (nbytes - whole), block + whole, nbytes - whole)
-    return nbytes - whole
 
 
 cdef void finish_runs(const Plan* plan, Operand* operand) noexcept nogil:
@@ -110,7 +85,6 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
     for i in range(plan.inputs - 1):
         finish_runs(plan, &plan.source[i])
     finish_runs(plan, &plan.result)
-    plan.streamed = bypasses_caches(plan) and not plan.result.half  # stream_lines takes what the kernel makes
     for channel_axis in range(plan.ndim):
         inner //= plan.shape[channel_axis]
         if operand.strides[channel_axis] != 0:

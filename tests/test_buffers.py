@@ -1,5 +1,8 @@
 """`out=`, in-place work and every kind of overlap; subclasses, masked, 0-d and zero-size arrays; large results."""
 
+from pathlib import Path
+from platform import machine
+
 import numpy as np
 import pytest
 from cases import DTYPES, Tagged, assert_same_bits, defaults, layouts, sample
@@ -234,6 +237,10 @@ def test_nothing_is_written_beyond_the_result(isa):
                 assert np.all(spread[1::3] == 7) and np.all(spread[2::3] == 7)
 
 
+# where fastnn asks the processor the same question as Linux does
+SYSTEM_CACHES = list(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")) if machine() == "x86_64" else []
+
+
 @pytest.fixture
 def streamed():
     """All but the smallest results bypass the caches; called with False, none does."""
@@ -273,6 +280,13 @@ def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
     given = {"axis": axis or 0}
     assert_streamed_alike(streamed, lambda out: fn.prelu(x, slope, **given, out=out), x)
     assert_streamed_alike(streamed, lambda out: fn.prelu_backward(x[::-1].copy(), x, slope, **given, out=out), x)
+
+
+@pytest.mark.skipif(not SYSTEM_CACHES, reason="the system does not describe its caches")
+def test_results_bypass_the_caches_that_this_machine_has():
+    limits = _core.set_stream_limits(0, 0.0)
+    _core.set_stream_limits(*limits)
+    assert limits[0] == max(int(size.read_text().rstrip("K\n")) << 10 for size in SYSTEM_CACHES)
 
 
 def test_results_past_the_caches(streamed, threads):
