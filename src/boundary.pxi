@@ -129,6 +129,7 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     """Run one row of the table: a is x or dy, b what forward saved (None in the forward direction)."""
     cdef ndarray first, second, y
     cdef Py_ssize_t n, nbytes
+    cdef fn_map kernel
     cdef const char* other
     if (not is_simple(a)
             or (direction == FN_BACKWARD and not (is_simple(b) and same_form(<ndarray> a, <ndarray> b)))
@@ -144,8 +145,8 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     if ((nbytes > BLOCK_BYTES and row_work(row, direction, y) >= RELEASE_GIL)
             or not (apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes) and apart(other, cnp.PyArray_BYTES(y), nbytes))):
         return run_arrays(row, direction, first, b, y, params)
-    run_direct(current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE],
-               cnp.PyArray_BYTES(first), other, cnp.PyArray_BYTES(y), n, cnp.PyArray_ITEMSIZE(first), params)
+    kernel = current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE]
+    run_direct(kernel, kernel, cnp.PyArray_BYTES(first), other, cnp.PyArray_BYTES(y), n, cnp.PyArray_ITEMSIZE(first), params)
     return y
 
 

@@ -192,19 +192,20 @@ cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize
     return min(n, <Py_ssize_t> (-<uintptr_t> place % CACHE_LINE) // itemsize)
 
 
-cdef void run_direct(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
+cdef void run_direct(fn_map kernel, fn_map body, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
                      const double* params) noexcept nogil:
-    """Contiguous operands that do not overlap: whole vectors in place, what is left before and after them in padded blocks."""
+    """Contiguous operands that do not overlap: whole vectors in place, by `body` from a cache line on if they are many.
+    Vectors of their own take the ends in, and compute some elements a second time."""
     cdef Py_ssize_t head = before_line(y, n, itemsize) if n * itemsize >= ALIGN_BYTES else 0
-    cdef Py_ssize_t whole = (n - head) & -FN_LANES
+    cdef Py_ssize_t whole = (n - head) & -FN_LANES, begin = head * itemsize, last = (n - FN_LANES) * itemsize
+    if n < FN_LANES:
+        run_piece(kernel, a, b, y, n * itemsize, itemsize, params)
+        return
     if head:
-        run_piece(kernel, a, b, y, head * itemsize, itemsize, params)
-    if whole:
-        kernel(a + head * itemsize, b + head * itemsize, y + head * itemsize, whole, params)
-    whole += head
-    if whole < n:
-        run_piece(kernel, a + whole * itemsize, b + whole * itemsize, y + whole * itemsize, (n - whole) * itemsize, itemsize,
-                  params)
+        kernel(a, b, y, FN_LANES, params)
+    body(a + begin, b + begin, y + begin, whole, params)
+    if head + whole < n:
+        kernel(a + last, b + last, y + last, FN_LANES, params)
 
 
 cdef inline void run_piece(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t nbytes, int itemsize,
@@ -231,7 +232,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     for i in range(plan.inputs):
         all_direct = all_direct and plan.source[i].direct
     if all_direct:
-        run_direct(plan.streamed_kernel if plan.streamed and aligned else plan.kernel,
+        run_direct(plan.kernel, plan.streamed_kernel if plan.streamed and aligned else plan.kernel,
                    plan.source[0].data + start * plan.itemsize,
                    plan.source[plan.inputs - 1].data + start * plan.itemsize, plan.result.data + start * plan.itemsize,
                    stop - start, plan.itemsize, plan.params)
