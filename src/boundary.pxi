@@ -129,8 +129,11 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     """Run one row of the table: a is x or dy, b what forward saved (None in the forward direction)."""
     cdef ndarray first, second, y
     cdef Py_ssize_t n, nbytes
-    cdef fn_map kernel
+    cdef const char* x
     cdef const char* other
+    cdef char* place
+    cdef fn_map kernel
+    cdef int dtype
     if (not is_simple(a)
             or (direction == FN_BACKWARD and not (is_simple(b) and same_form(<ndarray> a, <ndarray> b)))
             or (out is not None and not is_simple_result(out, <ndarray> a))):
@@ -139,14 +142,21 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     y = new_like(first) if out is None else <ndarray> out
     if not (is_plain(a) and is_plain(y) and (direction == FN_FORWARD or is_plain(b))):
         return run_arrays(row, direction, first, b, y, params)
-    nbytes = cnp.PyArray_NBYTES(first)
     n = cnp.PyArray_SIZE(first)
-    other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else cnp.PyArray_BYTES(first)
+    nbytes = cnp.PyArray_NBYTES(first)
+    x = cnp.PyArray_BYTES(first)
+    other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else x
+    place = cnp.PyArray_BYTES(y)
     if ((nbytes > BLOCK_BYTES and row_work(row, direction, y) >= RELEASE_GIL)
-            or not (apart(cnp.PyArray_BYTES(first), cnp.PyArray_BYTES(y), nbytes) and apart(other, cnp.PyArray_BYTES(y), nbytes))):
+            or not ((x == place or apart(x, place, nbytes)) and (other == place or apart(other, place, nbytes)))):
         return run_arrays(row, direction, first, b, y, params)
-    kernel = current_level().map[row][direction][FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE]
-    run_direct(kernel, kernel, cnp.PyArray_BYTES(first), other, cnp.PyArray_BYTES(y), n, cnp.PyArray_ITEMSIZE(first), params)
+    dtype = FN_SINGLE if cnp.PyArray_TYPE(first) == cnp.NPY_FLOAT else FN_DOUBLE
+    kernel = current_level().map[row][direction][dtype]
+    if x == place or other == place:
+        run_turns(kernel, current_level().turns[row][direction][dtype], x, other, place, n,
+                  cnp.PyArray_ITEMSIZE(first), params, False)
+    else:
+        run_direct(kernel, x, other, place, n, cnp.PyArray_ITEMSIZE(first), params)
     return y
 
 
@@ -177,7 +187,7 @@ cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, c
     cdef Plan plan
     begin_plan(&plan, y, row_cost[row][direction])
     plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
-    plan.streamed_kernel = plan.level.map_streamed[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
+    plan.turns = plan.level.turns[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     plan.params = params
     first = add_input(&plan, a, y)
     second = None if b is None else add_input(&plan, b, y)  # both stay referenced: they may be copies
@@ -195,7 +205,8 @@ def copy_single(ndarray x, ndarray y):
     """y[...] = x for float16 and float32 arrays of one shape in any layout: converts several times as fast as NumPy."""
     cdef Plan plan
     begin_plan(&plan, y, 1.0)
-    plan.kernel = plan.streamed_kernel = copy_block
+    plan.kernel = copy_block
+    plan.turns = NULL
     plan.params = NULL
     x = add_input(&plan, x, y)
     if plan.size:

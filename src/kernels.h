@@ -21,6 +21,10 @@ typedef void *restrict fn_out;
 /* forward: a = x, b unused; backward: a = dy, b = saved. Both dtypes take their parameters as double and round them. */
 typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *params);
 
+/* The same in short turns, each of which is computed before it is stored: so y may be a or b themselves. Or, streamed, the
+ * result goes past the caches, and y is aligned to 64 bytes. */
+typedef void (*fn_turns)(const void *a, const void *b, void *y, ptrdiff_t n, const double *params, int streamed);
+
 /* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of whole vectors (see
  * activation_row_loops.pxi.tp), or `width` rows side by side, a multiple of FN_LANES of at most FN_SIDE_BYTES, element j of all of
  * them at j times the operand's step. The scratch holds as many elements. */
@@ -96,8 +100,8 @@ typedef struct {
 /* The last index of every array is the dtype, FN_SINGLE or FN_DOUBLE. */
 typedef struct {
     const char *name;
-    fn_map map[FN_ROWS][2][2];          /* [row][direction] */
-    fn_map map_streamed[FN_ROWS][2][2]; /* past the caches: y is aligned to 64 bytes */
+    fn_map map[FN_ROWS][2][2]; /* [row][direction] */
+    fn_turns turns[FN_ROWS][2][2];
     fn_rows rows[2][3][2][2];  /* [form][FN_SOFTMAX, ...][direction] */
     /* between FN_LANES rows `step` apart and columns of a tile `width` wide */
     void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t width, ptrdiff_t n);

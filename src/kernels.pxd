@@ -27,6 +27,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef const void* fn_in
     ctypedef void* fn_out
     ctypedef void (*fn_map)(fn_in a, fn_in b, fn_out y, Py_ssize_t n, const double* params) noexcept nogil
+    ctypedef void (*fn_turns)(const void* a, const void* b, void* y, Py_ssize_t n, const double* params,
+                              bint streamed) noexcept nogil
 
     ctypedef struct fn_loss:
         const Py_ssize_t* labels
@@ -101,7 +103,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fn_level:
         const char* name
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
-        fn_map map_streamed[1][2][2]
+        fn_turns turns[1][2][2]
         fn_rows rows[2][3][2][2]
         void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t width, Py_ssize_t n) noexcept nogil
         void (*from_columns[2])(fn_in tile, Py_ssize_t width, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil

@@ -14,7 +14,7 @@ cdef extern from "transport.h" nogil:
     void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
     void fn_stream(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
     void fn_prefetch(const void* address) noexcept
-    void fn_end_turn(fn_out y, fn_in turn, Py_ssize_t bytes, fn_in a, fn_in b) noexcept
+    void fn_end_turn(void* y, const void* turn, Py_ssize_t bytes, const void* a, const void* b, bint streamed) noexcept
 
 cdef fn_level level
 level.name = LEVEL_NAME

@@ -4,7 +4,7 @@
 # each operand a block is either a pointer into the array (contiguous, aligned, native, of the kernel's dtype) or a staging
 # block that is gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays,
 # half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them. Where
-# every operand is direct there is nothing to stage, and one call of the kernel, or of its twin past the caches, does it all.
+# every operand is direct there is nothing to stage, and one call does it all: of the kernel, or of its twin that works in turns.
 
 cdef extern from "transport.h" nogil:
     ctypedef struct fn_block:
@@ -46,7 +46,7 @@ cdef struct Operand:
 cdef struct Plan:
     const fn_level* level
     fn_map kernel
-    fn_map streamed_kernel # the same with results past the caches, where there is one
+    fn_turns turns         # the same in turns, where there is such a loop
     const double* params
     double nanoseconds     # estimated time of the whole
     int inputs
@@ -192,10 +192,10 @@ cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize
     return min(n, <Py_ssize_t> (-<uintptr_t> place % CACHE_LINE) // itemsize)
 
 
-cdef void run_direct(fn_map kernel, fn_map body, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
-                     const double* params) noexcept nogil:
-    """Contiguous operands that do not overlap: whole vectors in place, by `body` from a cache line on if they are many.
-    Vectors of their own take the ends in, and compute some elements a second time."""
+cdef inline void run_direct(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
+                            const double* params) noexcept nogil:
+    """Contiguous operands that do not overlap: whole vectors in place, from a cache line on if they are many. Vectors of
+    their own take the ends in, and compute some elements a second time."""
     cdef Py_ssize_t head = before_line(y, n, itemsize) if n * itemsize >= ALIGN_BYTES else 0
     cdef Py_ssize_t whole = (n - head) & -FN_LANES, begin = head * itemsize, last = (n - FN_LANES) * itemsize
     if n < FN_LANES:
@@ -203,14 +203,26 @@ cdef void run_direct(fn_map kernel, fn_map body, const char* a, const char* b, c
         return
     if head:
         kernel(a, b, y, FN_LANES, params)
-    body(a + begin, b + begin, y + begin, whole, params)
+    kernel(a + begin, b + begin, y + begin, whole, params)
     if head + whole < n:
         kernel(a + last, b + last, y + last, FN_LANES, params)
 
 
-cdef inline void run_piece(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t nbytes, int itemsize,
-                           const double* params) noexcept nogil:
-    """Fewer than FN_LANES elements."""
+cdef void run_turns(fn_map kernel, fn_turns turns, const char* a, const char* b, char* y, Py_ssize_t n, int itemsize,
+                    const double* params, bint streamed) noexcept nogil:
+    """Contiguous operands that do not overlap or are the result itself."""
+    cdef Py_ssize_t head = before_line(y, n, itemsize) if streamed else 0
+    cdef Py_ssize_t whole = (n - head) & -FN_LANES, begin = head * itemsize, end = (head + whole) * itemsize
+    if head:
+        run_piece(kernel, a, b, y, begin, itemsize, params)
+    turns(a + begin, b + begin, y + begin, whole, params, streamed)
+    if head + whole < n:
+        run_piece(kernel, a + end, b + end, y + end, n * itemsize - end, itemsize, params)
+
+
+cdef void run_piece(fn_map kernel, const char* a, const char* b, char* y, Py_ssize_t nbytes, int itemsize,
+                    const double* params) noexcept nogil:
+    """Fewer than FN_LANES elements, in padded blocks."""
     cdef fn_block pad[3]
     memset(pad[0].bytes, 0, FN_LANES * itemsize)
     memset(pad[1].bytes, 0, FN_LANES * itemsize)
@@ -225,17 +237,21 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     cdef const char* sources[MAX_INPUTS]
     cdef char* result
     cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
-    cdef bint in_place = plan.result.direct and not plan.staged and not plan.streamed
-    cdef bint aligned = (stop - start) * plan.itemsize >= ALIGN_BYTES
-    cdef bint all_direct = plan.result.direct and not plan.staged
-    cdef int i
+    cdef bint in_turns = plan.staged or plan.streamed
+    cdef bint in_place = plan.result.direct and not in_turns
+    cdef bint all_direct = plan.result.direct and not (in_turns and plan.turns == NULL)
+    cdef int i, last = plan.inputs - 1
     for i in range(plan.inputs):
         all_direct = all_direct and plan.source[i].direct
     if all_direct:
-        run_direct(plan.kernel, plan.streamed_kernel if plan.streamed and aligned else plan.kernel,
-                   plan.source[0].data + start * plan.itemsize,
-                   plan.source[plan.inputs - 1].data + start * plan.itemsize, plan.result.data + start * plan.itemsize,
-                   stop - start, plan.itemsize, plan.params)
+        sources[0] = plan.source[0].data + start * plan.itemsize
+        sources[last] = plan.source[last].data + start * plan.itemsize
+        result = plan.result.data + start * plan.itemsize
+        n = stop - start
+        if in_turns:
+            run_turns(plan.kernel, plan.turns, sources[0], sources[last], result, n, plan.itemsize, plan.params, plan.streamed)
+        else:
+            run_direct(plan.kernel, sources[0], sources[last], result, n, plan.itemsize, plan.params)
         start = stop
     while start < stop:
         n = min(stop - start, most)
@@ -247,7 +263,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
         result = blocks[MAX_INPUTS].bytes
         if in_place and n % FN_LANES == 0:
             result = plan.result.data + start * plan.itemsize
-        plan.kernel(sources[0], sources[plan.inputs - 1], result, padded(n), plan.params)
+        plan.kernel(sources[0], sources[last], result, padded(n), plan.params)
         if result == blocks[MAX_INPUTS].bytes:
             store(plan, start, n, result)
         start += n

@@ -77,40 +77,49 @@ static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
 }
 #endif
 
-/* dst is aligned to 64 bytes; what is left over after the last whole vector is copied with ordinary stores. */
+/* 64 bytes past the caches; dst is aligned to as many. */
+static inline void fn_stream_line(char *dst, const char *src)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)dst, _mm512_loadu_si512(src));
+#elif defined(__AVX__)
+    for (int i = 0; i < 64; i += 32)
+        _mm256_stream_si256((__m256i *)(dst + i), _mm256_loadu_si256((const __m256i *)(src + i)));
+#elif defined(__SSE2__)
+    for (int i = 0; i < 64; i += 16)
+        _mm_stream_si128((__m128i *)(dst + i), _mm_loadu_si128((const __m128i *)(src + i)));
+#else
+    memcpy(dst, src, 64);
+#endif
+}
+
+/* dst is aligned to 64 bytes; what is left over after the last whole line is copied with ordinary stores. */
 static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
 {
-    char *to = dst;
-    const char *from = src;
     ptrdiff_t i = 0;
-#if defined(__AVX512F__)
     for (; i + 64 <= bytes; i += 64)
-        _mm512_stream_si512((__m512i *)(to + i), _mm512_loadu_si512(from + i));
-#elif defined(__AVX__)
-    for (; i + 32 <= bytes; i += 32)
-        _mm256_stream_si256((__m256i *)(to + i), _mm256_loadu_si256((const __m256i *)(from + i)));
-#elif defined(__SSE2__)
-    for (; i + 16 <= bytes; i += 16)
-        _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
-#endif
+        fn_stream_line((char *)dst + i, (const char *)src + i);
     if (i < bytes)
-        memcpy(to + i, from + i, (size_t)(bytes - i));
+        memcpy((char *)dst + i, (const char *)src + i, (size_t)(bytes - i));
 }
 
 #define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
 
-/* Store whole lines past the caches, and fetch what the operands from which they were computed have FN_AHEAD bytes further on:
- * the processor does that by itself too, but begins anew on every page. b may be NULL. */
+/* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
+ * have FN_AHEAD bytes further on: the processor does that by itself too, but begins anew on every page. b may be NULL. */
 enum { FN_AHEAD = 1536 };
 
-static inline void fn_end_turn(fn_out y, fn_in turn, ptrdiff_t bytes, fn_in a, fn_in b)
+static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
-    for (ptrdiff_t i = FN_AHEAD; i < FN_AHEAD + bytes; i += 64) {
-        fn_prefetch((const char *)a + i);
+    for (ptrdiff_t i = 0; i < bytes; i += 64) {
+        fn_prefetch((const char *)a + i + FN_AHEAD);
         if (b)
-            fn_prefetch((const char *)b + i);
+            fn_prefetch((const char *)b + i + FN_AHEAD);
+        if (streamed)
+            fn_stream_line((char *)y + i, (const char *)turn + i);
+        else
+            memcpy((char *)y + i, (const char *)turn + i, 64);
     }
-    fn_stream(y, turn, bytes);
 }
 
 /* Streamed stores are weakly ordered: every thread that streamed ends with this, before it reports that it is done. */
