@@ -190,9 +190,25 @@ def layouts(rows: list[Row]) -> str:
     return table(["batch_norm", "threads", "fastnn, channels first", *LAYOUTS, "times faster than the better"], body)
 
 
+def copy_speed(rows: list[Row]) -> str:
+    """The largest arrays against a copy that moves as many bytes: the parts of its speed that fastnn reaches."""
+    parts: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
+    for row in rows:
+        if row.elements == 64 << 20 and (row.output, row.dtype) == ("out", "float32") and "fastnn" in row.times:
+            if row.memory_bound:
+                parts[row.op][row.direction, row.threads] = f"{row.memory_bound / row.times['fastnn']:.0%}"
+    columns = sorted({c for cells in parts.values() for c in cells}, key=lambda c: (c[0] != "forward", c[1]))
+    heads = [f"{direction}, {threads} thread{'s' * (threads > 1)}" for direction, threads in columns]
+    return table(["", *heads], [[op, *[cells.get(column, "") for column in columns]] for op, cells in parts.items()])
+
+
 def fresh(rows: list[Row]) -> str:
     """The largest arrays with a fresh result: page faults included."""
-    members = [row for row in rows if row.output == "fresh" and row.elements == 64 << 20 and "fastnn" in row.times]
+    members = [
+        row
+        for row in rows
+        if row.output == "fresh" and row.elements == 64 << 20 and row.dtype == "float32" and "fastnn" in row.times
+    ]
     body = [
         [
             f"{row.op} {row.direction}",
@@ -344,6 +360,7 @@ def performance(paths: list[Path]) -> None:
     fill(page, "losses", worst(rows))
     fill(page, "steps", steps(rows))
     fill(page, "layouts", layouts(rows))
+    fill(page, "copy", copy_speed(rows))
     fill(page, "fresh", fresh(rows))
     fill(page, "scaling", scaling(rows))
     fill(readme, "machine", machine)
