@@ -42,7 +42,8 @@ typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn
 typedef struct {
     const void *slopes;
     ptrdiff_t inner, count;
-    int has_zero; /* one of the slopes is 0 */
+    int has_zero;  /* one of the slopes is 0 */
+    int four_rows; /* backward takes four rows of slopes together */
 } fn_slopes;
 
 /* The loops of the normalizations, documented where they are defined (the normalization_*.pxi.tp files). k: the

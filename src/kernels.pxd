@@ -42,6 +42,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t inner
         Py_ssize_t count
         bint has_zero
+        bint four_rows
 
     ctypedef struct fn_sets:
         Py_ssize_t sets

@@ -213,6 +213,9 @@ def _mp_formulas() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]
     }
 
 
+ALGEBRAIC = ("relu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "softsign")
+
+
 def exact_mpmath(row: Activation, direction: str, saved: Array) -> tuple[Array, Array]:
     """The exact value of each element as the sum of two float64: the nearest one and what is left."""
     import mpmath as mp
@@ -221,8 +224,9 @@ def exact_mpmath(row: Activation, direction: str, saved: Array) -> tuple[Array, 
     with mp.workprec(220):  # for the formulas' constants too
         formula = _mp_formulas()[row.name][direction == "backward"]
         for i, value in enumerate(saved.tolist()):
-            # beyond, every function is at a limit that its float64 formula gives; exp(1e300) is not feasible
-            exact = formula(mp.mpf(value)) if abs(value) < 1e5 else mp.mpf(_limit(row, direction, value))
+            # beyond, those of exp are at a limit that their float64 formula gives; exp(1e300) is not feasible
+            feasible = abs(value) < 1e5 or row.name in ALGEBRAIC
+            exact = formula(mp.mpf(value)) if feasible else mp.mpf(_limit(row, direction, value))
             high[i] = float(exact)
             low[i] = float(exact - mp.mpf(high[i])) if np.isfinite(high[i]) else 0.0
     return high, low

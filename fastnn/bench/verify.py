@@ -75,7 +75,7 @@ def check_accuracy(row: Activation, direction: str, dtype: str, full: bool, step
     levels = runtime.available_isas()
     zero = oracle.interior_zero(row) if direction == "backward" else None
     if dtype == "float64":
-        saved = oracle.float64_sample(row, direction, 8000 if full else 800)
+        saved = oracle.float64_sample(row, direction, 80_000 if full else 800)
         high, low = oracle.exact_mpmath(row, direction, saved)
         line.inputs = saved.size
         for level, result in checks.check_levels(row, direction, levels, saved, high, low, zero).items():
