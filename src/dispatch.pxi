@@ -99,7 +99,7 @@ cdef inline int current_threads() noexcept nogil:
 cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
     """How many parts a job of this estimated length is worth, at most `most`."""
     cdef int threads = current_threads()
-    if threads == 1 or nanoseconds < 2 * GRAIN or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(threads)):
+    if threads == 1 or most < 2 or nanoseconds < 2 * GRAIN or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(threads)):
         return 1
     return <int> min(<double> SHARES * threads, <double> most, nanoseconds / GRAIN)
 
