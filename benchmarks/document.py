@@ -190,13 +190,20 @@ def layouts(rows: list[Row]) -> str:
     return table(["batch_norm", "threads", "fastnn, channels first", *LAYOUTS, "times faster than the better"], body)
 
 
+def largest(rows: list[Row], output: str) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if (row.elements, row.dtype, row.output) == (64 << 20, "float32", output) and "fastnn" in row.times
+    ]
+
+
 def copy_speed(rows: list[Row]) -> str:
     """The largest arrays against a copy that moves as many bytes: the parts of its speed that fastnn reaches."""
     parts: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
-    for row in rows:
-        if row.elements == 64 << 20 and (row.output, row.dtype) == ("out", "float32") and "fastnn" in row.times:
-            if row.memory_bound:
-                parts[row.op][row.direction, row.threads] = f"{row.memory_bound / row.times['fastnn']:.0%}"
+    for row in largest(rows, "out"):
+        if row.memory_bound:
+            parts[row.op][row.direction, row.threads] = f"{row.memory_bound / row.times['fastnn']:.0%}"
     columns = sorted({c for cells in parts.values() for c in cells}, key=lambda c: (c[0] != "forward", c[1]))
     heads = [f"{direction}, {threads} thread{'s' * (threads > 1)}" for direction, threads in columns]
     return table(["", *heads], [[op, *[cells.get(column, "") for column in columns]] for op, cells in parts.items()])
@@ -204,11 +211,6 @@ def copy_speed(rows: list[Row]) -> str:
 
 def fresh(rows: list[Row]) -> str:
     """The largest arrays with a fresh result: page faults included."""
-    members = [
-        row
-        for row in rows
-        if row.output == "fresh" and row.elements == 64 << 20 and row.dtype == "float32" and "fastnn" in row.times
-    ]
     body = [
         [
             f"{row.op} {row.direction}",
@@ -217,7 +219,7 @@ def fresh(rows: list[Row]) -> str:
             *[f"{row.times[n] / row.elements * 1e9:.3g}" if n in row.times else "" for n in ("torch", "numpy", "jax")],
             times(row.against("torch")),
         ]
-        for row in members
+        for row in largest(rows, "fresh")
     ]
     heads = ["threads", "fastnn, ns an element", "PyTorch", "NumPy", "JAX", "times as fast as PyTorch"]
     return table(["float32, 64Mi, fresh result", *heads], body)

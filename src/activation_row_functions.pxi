@@ -80,10 +80,6 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     free(heap)
 
 
-cdef bint all_direct(const Plan* plan) noexcept nogil:
-    return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
-
-
 cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, Py_ssize_t width,
                     char* scratch, bint gather) noexcept nogil:
     """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing are zero."""

@@ -185,9 +185,11 @@ cdef object in_dtype(object x, object dtype):
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):
     """Run a row over arrays of one dtype and shape in any layout."""
     cdef Plan plan
+    cdef int dtype
     begin_plan(&plan, y, row_cost[row][direction])
-    plan.kernel = plan.level.map[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
-    plan.turns = plan.level.turns[row][direction][FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
+    dtype = FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE
+    plan.kernel = plan.level.map[row][direction][dtype]
+    plan.turns = plan.level.turns[row][direction][dtype]
     plan.params = params
     first = add_input(&plan, a, y)
     second = None if b is None else add_input(&plan, b, y)  # both stay referenced: they may be copies
@@ -206,7 +208,6 @@ def copy_single(ndarray x, ndarray y):
     cdef Plan plan
     begin_plan(&plan, y, 1.0)
     plan.kernel = copy_block
-    plan.turns = NULL
     plan.params = NULL
     x = add_input(&plan, x, y)
     if plan.size:
@@ -224,6 +225,7 @@ cdef void run_plan_or_range(Plan* plan):
 
 cdef void begin_plan(Plan* plan, ndarray y, double cost):
     plan.level = current_level()
+    plan.turns = NULL
     plan.inputs = 0
     plan.size = cnp.PyArray_SIZE(y)
     plan.itemsize = 8 if cnp.PyArray_ITEMSIZE(y) == 8 else 4

@@ -232,6 +232,10 @@ cdef void run_piece(fn_map kernel, const char* a, const char* b, char* y, Py_ssi
     memcpy(y, pad[2].bytes, nbytes)
 
 
+cdef inline bint all_direct(const Plan* plan) noexcept nogil:
+    return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
+
+
 cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     cdef fn_block blocks[MAX_INPUTS + 1]
     cdef const char* sources[MAX_INPUTS]
@@ -239,11 +243,8 @@ cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcep
     cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
     cdef bint in_turns = plan.staged or plan.streamed
     cdef bint in_place = plan.result.direct and not in_turns
-    cdef bint all_direct = plan.result.direct and not (in_turns and plan.turns == NULL)
     cdef int i, last = plan.inputs - 1
-    for i in range(plan.inputs):
-        all_direct = all_direct and plan.source[i].direct
-    if all_direct:
+    if all_direct(plan) and not (in_turns and plan.turns == NULL):
         sources[0] = plan.source[0].data + start * plan.itemsize
         sources[last] = plan.source[last].data + start * plan.itemsize
         result = plan.result.data + start * plan.itemsize
