@@ -6,6 +6,8 @@ cdef enum:
     STAGED_PANEL_BYTES = 1 << 14
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
+    PRODUCT_COST = 3         # the same where there is no exponential: softmax backward
+    STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -77,6 +79,44 @@ cdef void rows_part(void* context, int part) noexcept nogil:
             move_tile(rows, &plan.result, places[2], count, tiles[2], width, scratch, False)
         if rows.labels != NULL:
             memcpy(rows.losses + first, losses, count * sizeof(double))
+    free(heap)
+
+
+cdef void streamed_part(void* context, int part) noexcept nogil:
+    """Rows that follow each other, past the caches: a row is computed beside what is left of the one before, the whole lines of
+    both are written, and the rest waits. Meanwhile the operands' next row is fetched: a prefetcher stops where a page ends,
+    and while a row is read a second time the memory would have nothing to do."""
+    cdef Rows* rows = <Rows*> context
+    cdef Plan* plan = &rows.plan
+    cdef Py_ssize_t nbytes = rows.length * plan.itemsize, begin = part * rows.part, end = min(rows.count, begin + rows.part)
+    cdef const char* a = plan.source[0].data + begin * nbytes
+    cdef const char* b = plan.source[1].data + begin * nbytes
+    cdef char* y = plan.result.data + begin * nbytes
+    cdef char* heap = <char*> malloc(nbytes + 2 * CACHE_LINE)
+    cdef char* room = heap + -<uintptr_t> heap % CACHE_LINE
+    cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
+    cdef Py_ssize_t row, at, ahead, whole
+    cdef fn_loss unused
+    if heap == NULL:
+        rows.out_of_memory = True
+        return
+    y -= held
+    for row in range(begin, end):
+        rows.kernel(a, 1, b, 1, room + held, 1, NULL, rows.length, 1, &unused)
+        a += nbytes
+        b += nbytes
+        held += nbytes
+        whole = held if row == end - 1 else held & -CACHE_LINE
+        for at in range(0, whole, 512):
+            for ahead in range(at, min(at + 512, nbytes), 64):
+                fn_prefetch(a + ahead)
+                fn_prefetch(b + ahead)
+            emit(plan.level, True, y + at + skip, room + at + skip, min(whole - at, <Py_ssize_t> 512) - skip)
+            skip = 0
+        held -= whole
+        memcpy(room, room + whole, held)
+        y += whole
+    fn_stream_fence()
     free(heap)
 
 
@@ -163,6 +203,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not by_row:
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
+    # the others compute too long: ordinary stores overlap with that better
+    plan.streamed = (kind == FN_SOFTMAX and direction == FN_BACKWARD and by_row and all_direct(plan)
+                     and follow_each_other(rows) and bypasses_caches(plan))
     rows.width = 1 if by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
@@ -170,6 +213,13 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     rows.out_of_memory = False
     return True
+
+
+cdef bint follow_each_other(const Rows* rows) noexcept nogil:
+    cdef const Plan* plan = &rows.plan
+    cdef Py_ssize_t nbytes = rows.length * plan.itemsize
+    return (plan.ndim == 2 and nbytes <= STREAMED_ROW and plan.result.strides[0] == nbytes
+            and plan.source[0].strides[0] == nbytes and plan.source[1].strides[0] == nbytes)
 
 
 cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
@@ -193,7 +243,7 @@ cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
 
 
 cdef int run_rows(Rows* rows) except -1:
-    run_shares(rows_part, rows, rows.count, &rows.part, rows.plan.nanoseconds)
+    run_shares(streamed_part if rows.plan.streamed else rows_part, rows, rows.count, &rows.part, rows.plan.nanoseconds)
     if rows.out_of_memory:
         raise MemoryError(f"no memory to stage rows of {rows.length} elements")
     return 0
@@ -218,7 +268,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     if along < 0:
         along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
     y = result_like(x, out)
-    begin_plan(&rows.plan, y, ROW_COST)
+    begin_plan(&rows.plan, y, PRODUCT_COST if kind == FN_SOFTMAX and direction == FN_BACKWARD else ROW_COST)
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
         saved = add_input(&rows.plan, <ndarray> b, y)

@@ -13,6 +13,7 @@ cdef extern from "transport.h" nogil:
         BLOCK_BYTES "FN_BLOCK_BYTES"
         BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
+    void fn_prefetch(const void* address) noexcept
     uint16_t __builtin_bswap16(uint16_t) noexcept
     uint32_t __builtin_bswap32(uint32_t) noexcept
     uint64_t __builtin_bswap64(uint64_t) noexcept

@@ -282,6 +282,14 @@ def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
     assert_streamed_alike(streamed, lambda out: fn.prelu_backward(x[::-1].copy(), x, slope, **given, out=out), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [64, 203, 1024, 20000])
+def test_streamed_results_of_softmax(length, dtype, streamed, threads):
+    x = np.resize(sample(dtype, 500), (20003 // length + 1, length))
+    saved = fn.softmax(x)
+    assert_streamed_alike(streamed, lambda out: fn.softmax_backward(x[::-1].copy(), saved, out=out), x)
+
+
 @pytest.mark.skipif(not SYSTEM_CACHES, reason="the system does not describe its caches")
 def test_results_bypass_the_caches_that_this_machine_has():
     limits = _core.set_stream_limits(0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -116,12 +117,13 @@ def interleave(
         best[name] = once if counts[name] == 1 else float("inf")
         cost[name] = max(counts[name] * once, 1e-7)
     spent = dict.fromkeys(samplers, 0.0)
+    order = random.Random(0)
     for turn in range(rounds):
         names = [name for name in samplers if turn < 2 or spent[name] + cost[name] <= budget]
         if not names:
             break
-        # every round begins with another one, so that nobody always runs after the same neighbour
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        # in another order every round: who always ran after the copy would always find his output out of the caches
+        for name in order.sample(names, len(names)):
             if cost[name] > budget and turn >= 1:
                 continue
             if threaded:
