@@ -16,7 +16,8 @@ cdef struct Channels:
     Py_ssize_t width     # as many as the kernel has for all slopes
     fn_block space[2]    # for slopes and sums, which begin on cache lines
     char* heap           # instead, where they are many
-    Py_ssize_t chunk     # elements whose dslope is summed in one go: fixed by the shape, not by the threads
+    Py_ssize_t chunk     # elements that are one piece of work; backward, whose dslope is summed in one go: fixed by the
+                         # shape, not by the threads
     Py_ssize_t chunks
     Py_ssize_t part      # chunks a thread takes
 
@@ -100,7 +101,7 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
     while inner == 1 and count < 64 and count < plan.size:
         count *= 2
     job.width = count if inner == 1 else FN_LANES * count
-    job.chunk = max(<Py_ssize_t> 1 << 16, 16 * job.width)
+    job.chunk = max(<Py_ssize_t> 1 << 15, 16 * job.width) if backward else 1 << 14
     job.chunks = (plan.size + job.chunk - 1) // job.chunk
     nbytes = (count * size + CACHE_LINE - 1) & -CACHE_LINE
     job.heap = NULL
