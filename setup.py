@@ -33,9 +33,9 @@ FLAGS = [
     "-Wno-unused-function",
 ]
 # gcc alone: order the instructions of the loops for their latencies, and unroll all of them twice: the processor's
-# window is too short to overlap iterations of 40 instructions and more by itself (gelu gains 8 %, without AVX 20 %), and
-# short loops are limited by memory, which likes longer stretches of one array, then another, less. Three passes are kept
-# from moving a select's arms about, which costs softsign and selu a sixth.
+# window is too short to overlap iterations of 40 instructions and more by itself (gelu gains 8 %, without AVX 20 %),
+# and short loops are limited by memory, which does not like longer stretches of one array, then another. Three passes
+# are kept from moving a select's arms about, which costs softsign and selu a sixth.
 LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
 UNROLLING = {"max-unroll-times": 2, "max-average-unrolled-insns": 300, "max-unrolled-insns": 400}
 LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
