@@ -6,7 +6,7 @@ cdef enum:
     STAGED_PANEL_BYTES = 1 << 14
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
-    PRODUCT_COST = 3         # the same where there is no exponential: softmax backward
+    PRODUCT_COST = 3         # the same where there is no exponential
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
 
 cdef struct Rows:
@@ -203,9 +203,8 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not by_row:
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    # the others compute too long: ordinary stores overlap with that better
-    plan.streamed = (kind == FN_SOFTMAX and direction == FN_BACKWARD and by_row and all_direct(plan)
-                     and follow_each_other(rows) and bypasses_caches(plan))
+    plan.streamed = (by_row and is_product(kind, direction) and all_direct(plan) and follow_each_other(rows)
+                     and bypasses_caches(plan))
     rows.width = 1 if by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
@@ -213,6 +212,11 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     rows.out_of_memory = False
     return True
+
+
+cdef inline bint is_product(int kind, int direction) noexcept nogil:
+    """Whether no exponential is taken. Rows with one compute too long to be streamed: ordinary stores overlap with that better."""
+    return kind == FN_SOFTMAX and direction == FN_BACKWARD
 
 
 cdef bint follow_each_other(const Rows* rows) noexcept nogil:
@@ -268,7 +272,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     if along < 0:
         along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
     y = result_like(x, out)
-    begin_plan(&rows.plan, y, PRODUCT_COST if kind == FN_SOFTMAX and direction == FN_BACKWARD else ROW_COST)
+    begin_plan(&rows.plan, y, PRODUCT_COST if is_product(kind, direction) else ROW_COST)
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
         saved = add_input(&rows.plan, <ndarray> b, y)
