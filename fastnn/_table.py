@@ -137,7 +137,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x * Phi(x), Phi the normal distribution function",
         "Phi(x) + x * phi(x)",
-        costs=(15, 20),
+        costs=(15, 14),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
     ),
     Activation(

@@ -49,32 +49,38 @@ FN double exp_argument_wide(double x)
     return fn_exp_high_wide < x ? fn_exp_high_wide : x;
 }
 
-/* Phi(-a) * e^(a^2 / 2) for 0 <= a <= 15, where Phi is the normal distribution function */
-FN double normal_tail_wide(double a)
+/* e^(-z / 2) / sqrt(2 pi), 0 <= z <= 1400: with z = a^2 the density of the normal distribution */
+FN double density_wide(double z)
 {
-    double u = 1.0 / (a + 3.0), t = u - 0x1.8ep-3, t2 = t * t, t4 = t2 * t2;
-    double p01 = FN_FMA(0x1.c4a7f124e5ep+1, t, 0x1.a3efa6ddec47fp-1), p23 = FN_FMA(0x1.0a345f401b428p+3, t, 0x1.21c0d6dfc200dp+3);
-    double p45 = FN_FMA(-0x1.517203767cf1dp+5, t, -0x1.45011b1dfb5e7p+4), p67 = FN_FMA(0x1.53edd48758672p+7, t, 0x1.74247e2bcc43p+6);
-    double p89 = FN_FMA(-0x1.9be1ebb382514p+8, t, -0x1.39923de968179p+9);
-    double p8 = FN_FMA(0x1.9be206a0b55aap+11, t2, p89), p4 = FN_FMA(p67, t2, p45), p0 = FN_FMA(p23, t2, p01);
-    return u * FN_FMA(FN_FMA(p8, t4, p4), t4, p0);
+    double t = FN_FMA(z, -0.5 * F64_LOG2E, F64_BIAS), r = FN_FMA(t - F64_BIAS, 2.0 * F64_LN2, z);
+    double p = FN_FMA(FN_FMA(0x1.2168fe6fa73a3p-17, r, -0x1.b5ebe80cb6bc4p-14), r, 0x1.105ad48abcb8ap-10);
+    p = FN_FMA(FN_FMA(FN_FMA(p, r, -0x1.10572f4535e29p-7), r, 0x1.98844efd201f5p-5), r, -0x1.988454368f983p-3);
+    return FN_FMA(p, r, 0x1.9884534112585p-2) * power_f64(t);
+}
+
+/* m Phi(-a) / phi(a), z = a^2, 0 <= a <= 15, where Phi and phi are the normal distribution function and its density:
+   Mills' ratio, a quotient of monic polynomials of degrees 4 and 5, of whose multiplications half are made additions */
+FN double times_mills_wide(double m, double a, double z)
+{
+    double above = FN_FMA(FN_FMA(a, 0x1.2d442de1c86cbp+3, z + 0x1.ee086665020f7p+4), z + 0x1.432780b25822p+3, -0x1.9f35fd81f19ebp+7);
+    double below = FN_FMA(a + 0x1.2d4503c4f0d4bp+3, z + 0x1.32079026637b1p+5, -0x1.229090b25e111p+8);
+    return m * above / FN_FMA(below, z + 0x1.dbcf787794a87p+1, -0x1.5f03277ace7c7p+7);
 }
 
 FN_BOUND(float, fn_gelu_end_wide, 15.0f); /* beyond, e^(-a^2 / 2) is 0 in float32 */
 
-/* x Phi(x) */
+/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x| */
 FN float gelu_wide(float x)
 {
-    double a = min_f32(abs_f32(x), fn_gelu_end_wide);
-    double tail = a * normal_tail_wide(a) * exp_wide(-0.5 * a * a);
-    return (float)(max_f32(x, fn_minus_zero_f32) - tail);
+    double a = min_f32(abs_f32(x), fn_gelu_end_wide), z = a * a;
+    return (float)FN_FMA(-times_mills_wide(a, a, z), density_wide(z), max_f32(x, fn_minus_zero_f32));
 }
 
 /* Phi(x) + x phi(x), and 1 - the same of -x. The choice is made in float: one in double by a float vectorizes badly. */
 FN float gelu_slope_wide(float x)
 {
-    double a = min_f32(abs_f32(x), fn_gelu_end_wide);
-    float tail = (float)(FN_FMA(-0x1.9884533d43651p-2, a, normal_tail_wide(a)) * exp_wide(-0.5 * a * a));
+    double a = min_f32(abs_f32(x), fn_gelu_end_wide), z = a * a;
+    float tail = (float)((times_mills_wide(1.0, a, z) - a) * density_wide(z));
     return select_f32(x > 0.0f, 1.0f - tail, tail);
 }
 

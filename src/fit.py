@@ -35,6 +35,7 @@ from mpmath import (
     mp,
     mpf,
     pi,
+    polyval,
     sinh,
     sqrt,
     tanh,
@@ -132,30 +133,27 @@ def gelu_slope_tail(a: mpf) -> mpf:
 SLOPE_ZERO = findroot(gelu_slope_tail, mpf("0.7517915"))
 TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}  # beyond it e^(-a^2 / 2) is 0
 
-# float32, in double lanes: a polynomial in t = 1 / (a + TAIL_SHIFT) - TAIL_CENTRE
-TAIL_SHIFT = mpf(3)
-TAIL_CENTRE = rounded((1 / (TAIL_END[SINGLE] + TAIL_SHIFT) + 1 / TAIL_SHIFT) / 2, 10)
-# float64: in t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE), and (a + TAIL_LEVEL) * normal_tail(a) is nearly constant
+# float64: a polynomial in t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE); normal_tail(a) is nearly 1 / (a + TAIL_LEVEL) times that
 TAIL_MIDDLE = mpf(6)
 TAIL_LEVEL = mpf(9) / 8
 
 
-def tail_fit(bits: int, target: Function, degree: int) -> Fit:
+def tail_fit(target: Function, degree: int) -> Fit:
     """Relative fit of target(a) as a polynomial in t."""
-    end = TAIL_END[bits]
-    if bits == SINGLE:
-        low, high = 1 / (end + TAIL_SHIFT) - TAIL_CENTRE, 1 / TAIL_SHIFT - TAIL_CENTRE
-    else:
-        low, high = mpf(-1), (end - TAIL_MIDDLE) / (end + TAIL_MIDDLE)
+    low, high = mpf(-1), (TAIL_END[DOUBLE] - TAIL_MIDDLE) / (TAIL_END[DOUBLE] + TAIL_MIDDLE)
 
     def of_t(t: mpf) -> mpf:
-        return target(1 / (t + TAIL_CENTRE) - TAIL_SHIFT if bits == SINGLE else TAIL_MIDDLE * (1 + t) / (1 - t))
+        return target(TAIL_MIDDLE * (1 + t) / (1 - t))
 
-    return Fit(of_t, lambda t: 1 / of_t(t), low, high, degree, long_constant=bits == DOUBLE, wide=bits == SINGLE)
+    return Fit(of_t, lambda t: 1 / of_t(t), low, high, degree, long_constant=True)
 
 
 def exp_rest(r: mpf) -> mpf:
     return (expm1(r) - r) / r**2 if r else mpf(1) / 2
+
+
+def density(r: mpf) -> mpf:
+    return exp(-r / 2) / sqrt(2 * pi)
 
 
 TINY = mpf(2) ** -40  # where a formula in z is 0 / 0 at 0
@@ -182,8 +180,8 @@ def single_fits() -> dict[str, Fit]:
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4),
         "exp in sums": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
         "log1p": log1p_single,
-        # normal_tail(a) = polynomial / (a + TAIL_SHIFT)
-        "normal_tail": tail_fit(SINGLE, lambda a: normal_tail(a) * (a + TAIL_SHIFT), 10),
+        # exp(-r / 2) / sqrt(2 pi), error relative to it; in float64 for a float32 result
+        "density_wide": Fit(density, lambda r: 1 / density(r), -2 * HALF_LN2, 2 * HALF_LN2, 6, wide=True),
     }
 
 
@@ -207,9 +205,9 @@ def double_fits() -> dict[str, Fit]:
         # log(1 + f) = 2 * g + g * z * polynomial, g = f / (2 + f), z = g**2, error relative to 2 * g
         "log": Fit(log_rest, lambda z: z / 2, TINY, mpf("0.0296"), 6, cubics=(3,)),
         # normal_tail(a) = polynomial / (a + TAIL_LEVEL)
-        "normal_tail": tail_fit(DOUBLE, lambda a: normal_tail(a) * (a + TAIL_LEVEL), 22),
+        "normal_tail": tail_fit(lambda a: normal_tail(a) * (a + TAIL_LEVEL), 22),
         # gelu_slope_tail(a) = (zero - a) * polynomial
-        "gelu_slope_tail": tail_fit(DOUBLE, lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 20),
+        "gelu_slope_tail": tail_fit(lambda a: gelu_slope_tail(a) / (SLOPE_ZERO - a), 20),
     }
 
 
@@ -260,6 +258,50 @@ def in_sums(polynomial: list[mpf], cubics: tuple[int, ...], bits: int) -> list[m
     return result
 
 
+def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in float64
+    for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its zero.
+
+    Lawson's iteration again, on the error times the denominator, which is linear in the unknowns, by the last one.
+    """
+    count, end = 240, TAIL_END[SINGLE]
+    spread = [end / (end + 2) * (1 - cos(pi * (i + mpf(1) / 2) / count)) / 2 for i in range(count)]
+    grid = [2 * t / (1 - t) for t in spread]
+    ratios = [normal_tail(a) * sqrt(2 * pi) for a in grid]
+    scales = [max(1 / m, min(1 / fabs(m - a), mpf(14))) for a, m in zip(grid, ratios, strict=True)]
+    rows = [[a**k for k in range(4)] + [-m * a**k for k in range(5)] for a, m in zip(grid, ratios, strict=True)]
+    targets = [m * a**5 - a**4 for a, m in zip(grid, ratios, strict=True)]
+    weights = [mpf(1)] * count
+    divisors = [(1 + a) ** 5 for a in grid]
+    for step in range(40):
+        squares = [(s / d) ** 2 * w for s, d, w in zip(scales, divisors, weights, strict=True)]
+        found = least_squares(rows, targets, squares)
+        above, below = [*found[:4], mpf(1)], [*found[4:], mpf(1)]
+        divisors = [polyval(below[::-1], a) for a in grid]
+        quotients = [polyval(above[::-1], a) / d for a, d in zip(grid, divisors, strict=True)]
+        errors = [fabs((q - m) * s) for q, m, s in zip(quotients, ratios, scales, strict=True)]
+        if step > 2:  # by then the denominator has settled
+            weights = [w * e * count / fsum(errors) for w, e in zip(weights, errors, strict=True)]
+    return above, below, max(errors)
+
+
+def quartic_in_sums(p: list[mpf]) -> list[mpf]:
+    """a to d of (z + a x + b)(z + c) + d for the monic quartic p in x, z = x^2."""
+    c = p[1] / p[3]
+    return [p[3], p[2] - c, c, p[0] - (p[2] - c) * c]
+
+
+def quintic_in_sums(p: list[mpf]) -> list[mpf]:
+    """a to e of ((x + a)(z + b) + c)(z + d) + e for the monic quintic p in x, z = x^2.
+
+    -b and -d are the roots of its odd part, which are real where those of p have negative real parts.
+    """
+    root = sqrt(p[3] ** 2 / 4 - p[1])
+    b, d = p[3] / 2 + root, p[3] / 2 - root
+    c = p[2] - p[4] * p[3]
+    return [p[4], b, c, d, p[0] - d * (p[4] * b + c)]
+
+
 def main(names: list[str]) -> None:
     for bits, fits in ((SINGLE, single_fits()), (DOUBLE, double_fits())):
         for name, fit in fits.items():
@@ -272,7 +314,11 @@ def main(names: list[str]) -> None:
                 print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, precision))
         for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():
             print(f"{name}: {in_parts(value, bits)}")
-    print(f"tail centre {c_literal(TAIL_CENTRE, SINGLE)}")
+    if not names or "mills_fraction" in names:
+        p, q, error = mills_fraction()
+        print(f"mills_fraction, 24 bits: error {float(error * 2**SINGLE):.4f} units of 2^-24")
+        for name, values in (("above", quartic_in_sums(p)), ("below", quintic_in_sums(q))):
+            print(f"    {name}:", ", ".join(c_literal(rounded(value, DOUBLE), DOUBLE) for value in values))
     if not names or "exp_fraction" in names:
         p, q, error = exp_fraction()
         print(f"exp_fraction, 53 bits: error {float(error * 2**DOUBLE):.4f} units of 2^-53")
