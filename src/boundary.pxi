@@ -247,7 +247,7 @@ cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
 
 
 def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
-    """Let results bypass the caches from so many bytes read and written on and up to so many nanoseconds of computing a
+    """Let results bypass the caches beyond so many bytes read and written and up to so many nanoseconds of computing a
     byte, and return the former limits: tests need no large arrays."""
     global STREAM_BYTES, COMPUTE_BOUND
     former = STREAM_BYTES, COMPUTE_BOUND
@@ -257,7 +257,7 @@ def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
 
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
     return (plan.result.contiguous and not plan.result.swapped and not plan.staged
-            and (plan.inputs + 1) * plan.size * plan.result.itemsize >= STREAM_BYTES
+            and (plan.inputs + 1) * plan.size * plan.result.itemsize > STREAM_BYTES
             and plan.nanoseconds / current_threads() < COMPUTE_BOUND * plan.size * plan.result.itemsize
             and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
 
