@@ -133,7 +133,7 @@ def gelu_slope_tail(a: mpf) -> mpf:
 SLOPE_ZERO = findroot(gelu_slope_tail, mpf("0.7517915"))
 TAIL_END = {SINGLE: mpf(15), DOUBLE: mpf(39)}  # beyond it e^(-a^2 / 2) is 0
 
-# float64: a polynomial in t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE); normal_tail(a) is nearly 1 / (a + TAIL_LEVEL) times that
+# float64: t = (a - TAIL_MIDDLE) / (a + TAIL_MIDDLE); (a + TAIL_LEVEL) * normal_tail(a) is nearly constant
 TAIL_MIDDLE = mpf(6)
 TAIL_LEVEL = mpf(9) / 8
 
