@@ -262,13 +262,15 @@ def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
     """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in float64
     for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its zero.
 
-    Lawson's iteration again, on the error times the denominator, which is linear in the unknowns, by the last one.
+    Lawson's iteration again. Linear in the unknowns is the error times the denominator, so each step divides by the
+    denominator of the step before.
     """
     count, end = 240, TAIL_END[SINGLE]
     spread = [end / (end + 2) * (1 - cos(pi * (i + mpf(1) / 2) / count)) / 2 for i in range(count)]
     grid = [2 * t / (1 - t) for t in spread]
     ratios = [normal_tail(a) * sqrt(2 * pi) for a in grid]
-    scales = [max(1 / m, min(1 / fabs(m - a), mpf(14))) for a, m in zip(grid, ratios, strict=True)]
+    largest = mpf(14)  # that of 1 / |m - a| 0.05 from its pole; the promise for the derivative is absolute nearer to it
+    scales = [max(1 / m, min(1 / fabs(m - a), largest)) for a, m in zip(grid, ratios, strict=True)]
     rows = [[a**k for k in range(4)] + [-m * a**k for k in range(5)] for a, m in zip(grid, ratios, strict=True)]
     targets = [m * a**5 - a**4 for a, m in zip(grid, ratios, strict=True)]
     weights = [mpf(1)] * count
