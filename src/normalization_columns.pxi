@@ -11,6 +11,7 @@ cdef enum:
     BLOCKS = 32           # most blocks of rows
     BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
     MOST_STRIPS = 64      # WIDE // STRIP
+    LINES_BYTES = 8192    # results from this size on are written in whole cache lines
 
 cdef struct Tile:
     Py_ssize_t first, n          # channels
@@ -26,7 +27,7 @@ cdef struct Tile:
 cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat,
                  int itemsize) noexcept nogil:
     """A value for each of n channels to a value for each column."""
-    cdef Py_ssize_t c, i
+    cdef Py_ssize_t c, i, done = n * inner * itemsize, nbytes = done * repeat
     cdef char* place = columns
     if inner == 1:
         memcpy(columns, values, n * itemsize)
@@ -38,8 +39,9 @@ cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inn
                 else:
                     (<double*> place)[i] = (<const double*> values)[c]
             place += inner * itemsize
-    for i in range(1, repeat):
-        memcpy(columns + i * n * inner * itemsize, columns, n * inner * itemsize)
+    while done < nbytes:
+        memcpy(columns + done, columns, min(done, nbytes - done))
+        done += done
 
 
 cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner,
@@ -189,20 +191,43 @@ cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t firs
                                     FN_PLAIN, 0.0)
 
 
+cdef void write_directly(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
+                         Py_ssize_t column, Py_ssize_t n) noexcept nogil:
+    """Results of n columns, the first of them `column` of the tile, in rows whose first such element is `first`."""
+    cdef const char* k = <const char*> tile.k + column * job.itemsize
+    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef Py_ssize_t at = first * job.itemsize
+    if job.dy == NULL:
+        job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind, job.slope)
+    else:
+        job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n, linear, k,
+                                    tile.pitch, job.kind, job.slope)
+
+
+cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows,
+                      Py_ssize_t width) noexcept nogil:
+    """Results of whole rows of a multiple of 16 columns, each from its first cache line on to the same column of the next
+    row: stores that straddle two lines cost twice."""
+    cdef Py_ssize_t head = before_line(job.result + first * job.itemsize, width, job.itemsize)
+    if head:
+        write_directly(job, tile, first, 1, width, 0, head)
+        write_directly(job, tile, first + head, rows - 1, width, head, width)
+        write_directly(job, tile, first + head + (rows - 1) * width, 1, width, head, width - head)
+    else:
+        write_directly(job, tile, first, rows, width, 0, width)
+
+
 cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
                         Py_ssize_t column, Py_ssize_t n) noexcept nogil:
     """Results of the tile's n columns from `column` on; `first` is the matrix's first element."""
     cdef fn_block block
     cdef const char* k = <const char*> tile.k + column * job.itemsize
-    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
-    cdef Py_ssize_t turn, m, i, at = (first + column) * job.itemsize, most = max(1, BLOCK_BYTES // job.itemsize // n)
+    cdef Py_ssize_t turn, m, i, at, most = max(1, BLOCK_BYTES // job.itemsize // n)
     if writes_directly(job) and not job.streamed:
-        if job.dy == NULL:
-            job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind,
-                                   job.slope)
+        if n == stride and n % 16 == 0 and rows * n * job.itemsize >= LINES_BYTES:
+            write_lines(job, tile, first, rows, n)
         else:
-            job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n,
-                                        linear, k, tile.pitch, job.kind, job.slope)
+            write_directly(job, tile, first + column, rows, stride, column, n)
         return
     for turn in range(count_of(rows, most)):
         m = min(most, rows - turn * most)
@@ -346,13 +371,25 @@ cdef inline bint writes_directly(const NormJob* job) noexcept nogil:
     return in_loops(job) and not job.staged and (not job.streamed or job.groups * job.inner * job.repeat % 16 == 0)
 
 
+cdef Py_ssize_t together(Py_ssize_t columns, Py_ssize_t outer, Py_ssize_t most, Py_ssize_t least) noexcept nogil:
+    """How many rows of a narrow matrix are taken as one: so many that at least `least` are left, and whole vectors where
+    that takes `most` columns and twice as many rows at most."""
+    cdef Py_ssize_t repeat = max(1, min(MERGED // columns, outer // least)), unit = 16, whole
+    while unit > 1 and unit // 2 * columns % 16 == 0:
+        unit //= 2
+    whole = (repeat + unit - 1) & -unit
+    if whole * columns > most or 2 * outer < whole * least:
+        whole = repeat & -unit
+    return whole if whole else repeat
+
+
 cdef void plan_columns(NormJob* job, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner) noexcept:
     cdef Py_ssize_t columns = channels * inner
     job.outer = outer
     job.groups = channels
     job.inner = inner
     job.count = <double> outer * <double> inner
-    job.repeat = max(1, min(MERGED // columns, outer // 64))
+    job.repeat = together(columns, outer, FN_COLUMNS, 64)
     set_tile(job, FN_COLUMNS)
     job.block = max((outer + BLOCKS - 1) // BLOCKS, BLOCK_VALUES // min(columns, <Py_ssize_t> FN_COLUMNS))
     job.block = (job.block + 4 * job.repeat - 1) // (4 * job.repeat) * (4 * job.repeat)
@@ -391,5 +428,6 @@ cdef void run_columns(NormJob* job) noexcept nogil:
         column_gradients(job)
     if writes_directly(job) and job.groups * job.inner <= WIDE:
         set_tile(job, WIDE)
+        job.repeat = together(job.groups * job.inner, job.outer, WIDE, 16)
     job.applying = True
     fn_parallel(column_part, job, job.parts)

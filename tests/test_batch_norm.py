@@ -17,6 +17,8 @@ SHAPES = [
     ((7, 5), 1),
     ((2, 3), 1),
     ((1000, 3), 1),
+    ((130, 100), 1),
+    ((70, 300), 1),
     ((513, 700), 1),
     ((300, 8), 0),
     ((4, 3, 9), 1),
@@ -227,6 +229,26 @@ def test_out_with_any_overlap(shape, axis, dtype, activation):
     turned = x.copy()
     if shape[0] == shape[-1]:
         fn.batch_norm(turned, out=turned.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((64, 64), 1), ((150, 100), 1), ((40, 300), 1), ((3000, 3), 1), ((6, 7, 9, 48), -1)]
+)
+def test_results_begin_anywhere(shape, axis, dtype):
+    """Results are written in whole cache lines, whose first need not be the first column's."""
+    x, dy, gamma, beta = arrays(shape, axis, dtype)
+    want, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis, activation="relu")
+    rest = {"axis": axis, "activation": "relu"}
+    want_dx = fn.batch_norm_backward(dy, x, mean, invstd, gamma, beta=beta, **rest)[0]
+    for offset in range(17):
+        raw = np.full(x.size + 40, 7, dtype)
+        out = raw[offset : offset + x.size].reshape(shape)
+        fn.batch_norm(x, gamma, beta, **rest, out=out)
+        assert same_bits([out], [want])
+        fn.batch_norm_backward(dy, x, mean, invstd, gamma, beta=beta, **rest, out=out)
+        assert same_bits([out], [want_dx])
+        assert np.all(raw[:offset] == 7) and np.all(raw[offset + x.size :] == 7)
 
 
 def test_results_in_subclasses():
