@@ -246,19 +246,20 @@ cdef ndarray add_input(Plan* plan, ndarray x, ndarray y):
     return x
 
 
-def set_stream_limits(Py_ssize_t nbytes, double compute_bound):
-    """Let results bypass the caches beyond so many bytes read and written and up to so many nanoseconds of computing a
-    byte, and return the former limits: tests need no large arrays."""
-    global STREAM_BYTES, COMPUTE_BOUND
-    former = STREAM_BYTES, COMPUTE_BOUND
-    STREAM_BYTES, COMPUTE_BOUND = nbytes, compute_bound
+def set_stream_limits(Py_ssize_t moved, Py_ssize_t computed):
+    """Let results bypass the caches beyond so many bytes read and written, of functions that memory limits and of those
+    that compute longer, and return the former limits: tests need no large arrays."""
+    global STREAM_BYTES, STREAM_COMPUTED_BYTES
+    former = STREAM_BYTES, STREAM_COMPUTED_BYTES
+    STREAM_BYTES, STREAM_COMPUTED_BYTES = moved, computed
     return former
 
 
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
+    cdef Py_ssize_t nbytes = plan.size * plan.result.itemsize
+    cdef bint moved = plan.nanoseconds / current_threads() < COMPUTE_BOUND * nbytes
     return (plan.result.contiguous and not plan.result.swapped and not plan.staged
-            and (plan.inputs + 1) * plan.size * plan.result.itemsize > STREAM_BYTES
-            and plan.nanoseconds / current_threads() < COMPUTE_BOUND * plan.size * plan.result.itemsize
+            and (plan.inputs + 1) * nbytes > (STREAM_BYTES if moved else STREAM_COMPUTED_BYTES)
             and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
 
 

@@ -6,6 +6,9 @@
 # half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them. Where
 # every operand is direct there is nothing to stage, and one call does it all: of the kernel, or of its twin that works in turns.
 
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
 cdef extern from "transport.h" nogil:
     ctypedef struct fn_block:
         char* bytes
@@ -29,11 +32,15 @@ cdef enum:
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
-# Results bypass the caches where what is read and what is written no longer fit the last level together.
-cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache()
+# Results bypass the caches where what is read and what is written no longer fit the last level together. Of one larger than
+# any that a few cores share it is less: it belongs to a mesh of all cores, which writes to it no faster than to memory.
+cdef Py_ssize_t MESH_BYTES = 64 << 20
+cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() if fn_last_level_cache() <= MESH_BYTES else 16 << 20
 
-# But not where a thread needs so many nanoseconds to compute a byte of them: ordinary stores overlap with computing better.
+# Where a thread computes longer than so many nanoseconds a byte of them, ordinary stores overlap with that better: always
+# where few cores share the last level, up to another size on a mesh.
 cdef double COMPUTE_BOUND = 0.06
+cdef Py_ssize_t STREAM_COMPUTED_BYTES = PY_SSIZE_T_MAX if fn_last_level_cache() <= MESH_BYTES else 64 << 20
 
 cdef struct Operand:
     char* data
