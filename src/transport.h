@@ -106,15 +106,16 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
 #define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
- * have FN_AHEAD bytes further on: the processor does that by itself too, but begins anew on every page. b may be NULL. */
-enum { FN_AHEAD = 1536 };
+ * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
+ * are not fetched as far ahead as one. */
+enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536 };
 
 static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
-        fn_prefetch((const char *)a + i + FN_AHEAD);
+        fn_prefetch((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
         if (b)
-            fn_prefetch((const char *)b + i + FN_AHEAD);
+            fn_prefetch((const char *)b + i + FN_AHEAD_BOTH);
         if (streamed)
             fn_stream_line((char *)y + i, (const char *)turn + i);
         else
