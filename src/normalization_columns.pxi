@@ -306,10 +306,10 @@ cdef void column_part(void* context, int part) noexcept nogil:
         else:
             unit = begin
             begin += 1
-        if unit // job.blocks != known:
-            known = unit // job.blocks
+        if unit % job.tiles != known:
+            known = unit % job.tiles
             fill_tile(job, &tile, known)
-        column_unit(job, &tile, unit % job.blocks)
+        column_unit(job, &tile, unit // job.tiles)
     if job.streamed:
         fn_stream_fence()
 

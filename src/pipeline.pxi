@@ -42,6 +42,9 @@ cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() if fn_last_level_cache() <=
 cdef double COMPUTE_BOUND = 0.06
 cdef Py_ssize_t STREAM_COMPUTED_BYTES = PY_SSIZE_T_MAX if fn_last_level_cache() <= MESH_BYTES else 64 << 20
 
+cdef double MOVING = 0.02  # nanoseconds that a byte takes from or to a cache that is none of the core's own ...
+cdef Py_ssize_t NEAR_BYTES = 3 << 19  # ... which hold about this many
+
 cdef struct Operand:
     char* data
     Py_ssize_t strides[MAX_DIMS]
@@ -287,6 +290,7 @@ cdef void run_part(void* context, int part) noexcept nogil:
 
 cdef void run_plan(Plan* plan) noexcept nogil:
     """Run the plan on as many threads as the estimated time is worth; parts begin on whole cache lines of elements."""
-    cdef int parts = parts_for(plan.nanoseconds, plan.size // FN_LANES)
+    cdef Py_ssize_t moved = (plan.inputs + 1) * plan.size * plan.result.itemsize
+    cdef int parts = parts_for(max(plan.nanoseconds, MOVING * moved if moved > NEAR_BYTES else 0.0), plan.size // FN_LANES)
     plan.part = plan.size if parts == 1 else (count_of(plan.size, parts) + BLOCK_BYTES - 1) & -BLOCK_BYTES
     fn_parallel(run_part, plan, <int> count_of(plan.size, plan.part))

@@ -6,10 +6,11 @@
  * so Ctrl-C reaches Python's main thread.
  *
  * fn_parallel(task, context, parts, threads) runs task(context, 0) .. task(context, parts - 1) on at most so many threads
- * and returns when all are done. A part is a slice that the caller fixes, so results never depend on which thread runs it:
- * each thread takes the next part that nobody has taken, the calling one from the start, so nobody waits for a worker
- * that is slow to wake. Where there is no pool (built without threads, another Python thread is using it, no worker can
- * be started) the calling thread runs every part. */
+ * and returns when all are done; parts < 2^16. A part is a slice that the caller fixes, so results never depend on which
+ * thread runs it: each takes the parts of a share of its own, because what it read or wrote in the last job may still be in its
+ * caches, and then what the others have not come to, from the end of their shares, so nobody waits for a worker that is slow
+ * to wake. Where there is no pool (built without threads, another Python thread is using it, no worker can be started) the
+ * calling thread runs every part. */
 #ifndef FN_THREADS_H
 #define FN_THREADS_H
 
@@ -64,16 +65,19 @@ static struct {
     /* The job: does not change while a part of it is not done, so whoever has taken a part may read it */
     fn_task task;
     void *context;
-    int parts;
     atomic_int threads;
-    atomic_ullong ticket;  /* number of the job, times 2^32, plus the number of its parts that nobody has taken */
+    atomic_uint job;       /* its number; set when all else is */
     atomic_int unfinished; /* parts of the job that are not done */
     atomic_int sleepers;   /* workers that need a wake-up call */
     atomic_uint stirs;     /* wake-up calls without a job */
     atomic_llong asked;    /* when fn_pool_ready last said no */
 } fn_pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-static inline unsigned fn_job(void) { return (unsigned)(atomic_load_explicit(&fn_pool.ticket, memory_order_acquire) >> 32); }
+/* Each thread's share of the job, the calling one's first. parts: the number of the job, times 2^32, and of its parts that
+   nobody has taken the end, times 2^16, and the first. Cache lines of their own. */
+static struct { _Alignas(64) atomic_ullong parts; } fn_shares[FN_MAX_THREADS];
+
+static inline unsigned fn_job(void) { return atomic_load_explicit(&fn_pool.job, memory_order_acquire); }
 
 static inline void fn_pause(void)
 {
@@ -151,15 +155,19 @@ static void fn_wake_workers(void)
     pthread_mutex_unlock(&fn_pool.lock);
 }
 
-/* Run parts of the job as long as there are any that nobody has taken. */
-static void fn_run_parts(unsigned job)
+/* Run parts of the job as long as there are any that nobody has taken: those of a share from the first on, then those of the
+   other shares from the last on. */
+static void fn_run_parts(unsigned job, int own, int threads)
 {
-    unsigned long long ticket = atomic_load(&fn_pool.ticket);
-    while ((unsigned)(ticket >> 32) == job && (unsigned)ticket) {
-        if (atomic_compare_exchange_weak(&fn_pool.ticket, &ticket, ticket - 1)) {
-            fn_pool.task(fn_pool.context, fn_pool.parts - (int)(unsigned)ticket);
-            atomic_fetch_sub_explicit(&fn_pool.unfinished, 1, memory_order_release);
-            ticket = atomic_load(&fn_pool.ticket);
+    for (int i = 0; i < threads; i++) {
+        atomic_ullong *share = &fn_shares[(own + i) % threads].parts;
+        unsigned long long parts = atomic_load(share);
+        while ((unsigned)(parts >> 32) == job && (parts & 0xffff) < (parts >> 16 & 0xffff)) {
+            if (atomic_compare_exchange_weak(share, &parts, i ? parts - 0x10000 : parts + 1)) {
+                fn_pool.task(fn_pool.context, (int)(i ? (parts >> 16 & 0xffff) - 1 : parts & 0xffff));
+                atomic_fetch_sub_explicit(&fn_pool.unfinished, 1, memory_order_release);
+                parts = atomic_load(share);
+            }
         }
     }
 }
@@ -173,8 +181,9 @@ static void *fn_worker(void *argument)
         if (fn_job() == seen)
             continue;
         seen = fn_job();
-        if (number + 1 < atomic_load(&fn_pool.threads))
-            fn_run_parts(seen);
+        const int threads = atomic_load(&fn_pool.threads);
+        if (number + 1 < threads)
+            fn_run_parts(seen, number + 1, threads);
     }
     return NULL;
 }
@@ -213,13 +222,15 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     const unsigned job = fn_job() + 1;
     fn_pool.task = task;
     fn_pool.context = context;
-    fn_pool.parts = parts;
     atomic_store(&fn_pool.threads, threads);
     atomic_store(&fn_pool.unfinished, parts);
-    atomic_store(&fn_pool.ticket, (unsigned long long)job << 32 | (unsigned)parts);
+    for (int i = 0; i < threads; i++)
+        atomic_store(&fn_shares[i].parts, (unsigned long long)job << 32 | (unsigned)(parts * (i + 1) / threads) << 16
+                                              | (unsigned)(parts * i / threads));
+    atomic_store(&fn_pool.job, job);
     if (atomic_load(&fn_pool.sleepers))
         fn_wake_workers();
-    fn_run_parts(job);
+    fn_run_parts(job, 0, threads);
     for (int i = 0; atomic_load_explicit(&fn_pool.unfinished, memory_order_acquire); i++) {
         if (i < FN_SPINS)
             fn_pause();
