@@ -32,8 +32,8 @@ cdef enum:
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
-# Results bypass the caches where what is read and what is written no longer fit the last level together. Of one larger than
-# any that a few cores share it is less: it belongs to a mesh of all cores, which writes to it no faster than to memory.
+# Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
+# that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB.
 cdef Py_ssize_t MESH_BYTES = 64 << 20
 cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() if fn_last_level_cache() <= MESH_BYTES else 16 << 20
 
