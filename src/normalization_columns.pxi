@@ -193,7 +193,8 @@ cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t firs
 
 cdef void write_directly(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
                          Py_ssize_t column, Py_ssize_t n) noexcept nogil:
-    """Results of n columns, the first of them `column` of the tile, in rows whose first such element is `first`."""
+    """Results of n columns, the first of them `column` of the tile, in rows whose first such element is `first`, with
+    ordinary stores."""
     cdef const char* k = <const char*> tile.k + column * job.itemsize
     cdef const char* linear = <const char*> tile.linear + column * job.itemsize
     cdef Py_ssize_t at = first * job.itemsize
@@ -207,14 +208,22 @@ cdef void write_directly(const NormJob* job, const Tile* tile, Py_ssize_t first,
 cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows,
                       Py_ssize_t width) noexcept nogil:
     """Results of whole rows of a multiple of 16 columns, each from its first cache line on to the same column of the next
-    row: stores that straddle two lines cost twice."""
-    cdef Py_ssize_t head = before_line(job.result + first * job.itemsize, width, job.itemsize)
-    if head:
-        write_directly(job, tile, first, 1, width, 0, head)
-        write_directly(job, tile, first + head, rows - 1, width, head, width)
-        write_directly(job, tile, first + head + (rows - 1) * width, 1, width, head, width - head)
+    row, so the coefficients' arrays repeat their first 16 values: stores that straddle two lines cost twice, and those past
+    the caches must not."""
+    cdef Py_ssize_t column = before_line(job.result + first * job.itemsize, width, job.itemsize)
+    cdef Py_ssize_t lines = rows - 1 if column else rows, at = (first + column) * job.itemsize
+    cdef const char* k = <const char*> tile.k + column * job.itemsize
+    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    if column:
+        write_directly(job, tile, first, 1, width, 0, column)
+        write_directly(job, tile, first + column + lines * width, 1, width, column, width - column)
+    if not job.streamed:
+        write_directly(job, tile, first + column, lines, width, column, width)
+    elif job.dy == NULL:
+        job.loops.column_stream(job.x + at, job.result + at, lines, width, k, tile.pitch, job.kind, job.slope)
     else:
-        write_directly(job, tile, first, rows, width, 0, width)
+        job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, lines, width, linear, k, tile.pitch,
+                                     job.kind, job.slope)
 
 
 cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
@@ -224,10 +233,7 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
     cdef const char* k = <const char*> tile.k + column * job.itemsize
     cdef Py_ssize_t turn, m, i, at, most = max(1, BLOCK_BYTES // job.itemsize // n)
     if writes_directly(job) and not job.streamed:
-        if n == stride and n % 16 == 0 and rows * n * job.itemsize >= LINES_BYTES:
-            write_lines(job, tile, first, rows, n)
-        else:
-            write_directly(job, tile, first + column, rows, stride, column, n)
+        write_directly(job, tile, first + column, rows, stride, column, n)
         return
     for turn in range(count_of(rows, most)):
         m = min(most, rows - turn * most)
@@ -250,14 +256,11 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
 cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
                      Py_ssize_t width) noexcept nogil:
     """Results of `rows` rows of `width` columns from element `first` on."""
-    cdef Py_ssize_t column = 0, end, at = first * job.itemsize
+    cdef Py_ssize_t column = 0, end
     cdef Py_ssize_t most = FN_COLUMNS if job.streamed or not writes_directly(job) else WIDE  # a block holds no more
-    if job.streamed and writes_directly(job) and width == stride and not tile.doubtful:
-        if job.dy == NULL:
-            job.loops.column_stream(job.x + at, job.result + at, rows, width, tile.k, tile.pitch, job.kind, job.slope)
-        else:
-            job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, rows, width, tile.linear, tile.k,
-                                         tile.pitch, job.kind, job.slope)
+    if (writes_directly(job) and width == stride and width % 16 == 0 and not tile.doubtful
+            and rows * width * job.itemsize >= LINES_BYTES):
+        write_lines(job, tile, first, rows, width)
         return
     while column < width:
         end = min(width, column + STRIP)
@@ -426,8 +429,9 @@ cdef void run_columns(NormJob* job) noexcept nogil:
     job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, job.groups, job.table, job.groups)
     if job.dy != NULL:
         column_gradients(job)
-    if writes_directly(job) and job.groups * job.inner <= WIDE:
-        set_tile(job, WIDE)
+    if in_loops(job) and not job.staged and job.groups * job.inner <= WIDE:
         job.repeat = together(job.groups * job.inner, job.outer, WIDE, 16)
+        if writes_directly(job):
+            set_tile(job, WIDE)
     job.applying = True
     fn_parallel(column_part, job, job.parts)

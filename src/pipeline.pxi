@@ -34,13 +34,15 @@ cdef enum:
 
 # Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
 # that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB.
-cdef Py_ssize_t MESH_BYTES = 64 << 20
-cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache() if fn_last_level_cache() <= MESH_BYTES else 16 << 20
+cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache()
+cdef bint HAS_MESH = STREAM_BYTES > 64 << 20
+if HAS_MESH:
+    STREAM_BYTES = 16 << 20
 
 # Where a thread computes longer than so many nanoseconds a byte of them, ordinary stores overlap with that better: always
 # where few cores share the last level, up to another size on a mesh.
 cdef double COMPUTE_BOUND = 0.06
-cdef Py_ssize_t STREAM_COMPUTED_BYTES = PY_SSIZE_T_MAX if fn_last_level_cache() <= MESH_BYTES else 64 << 20
+cdef Py_ssize_t STREAM_COMPUTED_BYTES = 64 << 20 if HAS_MESH else PY_SSIZE_T_MAX
 
 cdef double MOVING = 0.02  # nanoseconds that a byte takes from or to a cache that is none of the core's own ...
 cdef Py_ssize_t NEAR_BYTES = 3 << 19  # ... which hold about this many

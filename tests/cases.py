@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -154,6 +154,16 @@ def assert_same_bits(got: Array, want: Array, what: object = "") -> None:
     if not same.all():
         index = np.unravel_index(int(np.argmin(same)), got.shape)
         raise AssertionError(f"{what}: {got[index]!r} instead of {want[index]!r} at {index}, {np.sum(~same)} differ")
+
+
+def assert_begins_anywhere(call: Callable[[Array], object], want: Array, offsets: Iterable[int]) -> None:
+    """call(out) writes the bits of want, wherever out begins, and nothing beside it."""
+    for offset in offsets:
+        raw = np.full(want.size + 100, 7, want.dtype)
+        out = raw[offset : offset + want.size].reshape(want.shape)
+        call(out)
+        assert_same_bits(out, want, offset)
+        assert np.all(raw[:offset] == 7) and np.all(raw[offset + want.size :] == 7)
 
 
 def layouts(values: Array, folder: Any) -> Iterator[tuple[str, Array]]:
