@@ -89,6 +89,9 @@ typedef struct {
     void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t n, fn_in gamma,
                            fn_in linear, fn_in k, ptrdiff_t width, int streamed, ptrdiff_t ahead);
     void (*row_add)(fn_in gradients, fn_out sums, ptrdiff_t n);
+    void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, ptrdiff_t n);
+    void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t n, fn_in k, ptrdiff_t width, double mean, double invstd,
+                          fn_out dgamma, fn_out dbeta);
 } fn_norm;
 
 /* A histogram's bins, and from where on an element is saturated. */

@@ -91,6 +91,9 @@ cdef extern from "kernels.h" nogil:
         void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma,
                                fn_in linear, fn_in k, Py_ssize_t width, bint streamed, Py_ssize_t ahead) noexcept nogil
         void (*row_add)(fn_in gradients, fn_out sums, Py_ssize_t n) noexcept nogil
+        void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, Py_ssize_t n) noexcept nogil
+        void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t n, fn_in k, Py_ssize_t width, double mean, double invstd,
+                              fn_out dgamma, fn_out dbeta) noexcept nogil
 
     ctypedef struct fn_bins:
         double first

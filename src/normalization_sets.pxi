@@ -9,12 +9,12 @@
 
 cdef enum:
     TOGETHER_VALUES = 32768  # most values in several sets
-    OVERLAPPED = 2048        # least values of a set that is summed while another is written
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
     ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
     SLICES = 64              # most slices of a sample
-    SLICE_VALUES = 32768     # least values of a slice
+    SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
+    SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
     Py_ssize_t width         # of the arrays, which lie in the part's room
@@ -29,7 +29,7 @@ cdef struct Chunk:
     int64_t* doubtful
     char* k                  # COEFFICIENTS arrays
     char* linear             # three
-    char* row_gradients      # of the rows' gamma and beta, in their own arithmetic
+    char* rows               # gradients of the gammas and betas that rows share, or else their dy * gamma
 
 cdef double zeros[FN_SETS]
 cdef double ones[FN_SETS]
@@ -62,7 +62,7 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.doubtful = <int64_t*> (room + 11 * width)
     chunk.k = <char*> (room + 12 * width)
     chunk.linear = <char*> (room + 18 * width)
-    chunk.row_gradients = <char*> (room + CHUNK_ARRAYS * width)
+    chunk.rows = <char*> (room + CHUNK_ARRAYS * width)
 
 
 cdef inline fn_sets pieces_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
@@ -84,12 +84,19 @@ cdef inline fn_sets one_run(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline Py_ssize_t chunk_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
-    """How many sets to take together: of one sample, so that their channels follow each other; where gamma and beta
-    belong to the elements, sets that share them."""
+    """How many sets to take together: rows, or groups of one sample, whose channels follow each other."""
     cdef Py_ssize_t count = min(job.most, end - first)
-    if job.channels:
-        return min(count, job.groups - first % job.groups)
-    return count if job.groups == 1 else 1
+    return count if rows_share(job) else min(count, job.groups - first % job.groups)
+
+
+cdef inline bint rows_share(const NormJob* job) noexcept nogil:
+    """Whether all sets have the same gammas and betas, which belong to the elements: layer norm, not group norm."""
+    return job.channels == 0 and job.groups == 1
+
+
+cdef inline Py_ssize_t rows_at_once(const NormJob* job, Py_ssize_t count) noexcept nogil:
+    """How many of `count` sets the loops over rows take in a call: they have one array of gammas."""
+    return count if rows_share(job) else 1
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
@@ -143,9 +150,9 @@ cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
 
 
 cdef inline bint overlapped(const NormJob* job) noexcept nogil:
-    """Whether the sums of a set are better taken while the results of another are written: where summing float data in
-    double keeps the processor as long as reading the data does, unless sets are so short that they come too seldom."""
-    return job.streamed and job.itemsize == 4 and job.weights == NULL and job.count >= OVERLAPPED
+    """Whether the sums of sets are better taken while the results of others are written: where summing float data in
+    double keeps the processor as long as reading the data does."""
+    return job.streamed and job.itemsize == 4 and job.shape.n >= RUN
 
 
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
@@ -189,8 +196,7 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
 
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets pieces = pieces_of(job, count)
-    cdef Py_ssize_t number, run, place, at = first * job.shape.apart * job.itemsize
-    cdef Py_ssize_t weight = first_weight(job, first) * job.itemsize
+    cdef Py_ssize_t number, run, rows, turn, place, weight, at = first * job.shape.apart * job.itemsize
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
     if job.staged or not in_loops(job):
@@ -207,8 +213,13 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
-        job.loops.row_apply(job.x + at, job.result + at, count, job.shape.n, chunk.k, chunk.width, job.weights + weight,
-                            job.offsets + weight)
+        rows = rows_at_once(job, count)
+        for turn in range(count // rows):
+            number = turn * rows
+            place = at + number * job.shape.apart * job.itemsize
+            weight = first_weight(job, first + number) * job.itemsize
+            job.loops.row_apply(job.x + place, job.result + place, rows, job.shape.n, chunk.k + number * job.itemsize,
+                                chunk.width, job.weights + weight, job.offsets + weight)
 
 
 cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -229,27 +240,39 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
 
 
 cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """forward_sets past the caches: while one set's results are written, the next set is summed."""
+    """forward_sets past the caches: while the results of some sets are written, the next ones are summed."""
     cdef fn_sets pieces = pieces_of(job, 1), run_shape = one_run(pieces.n)
-    cdef Py_ssize_t number, piece, run, at, apart = job.shape.apart * job.itemsize
-    cdef Py_ssize_t ahead = pieces.stride if pieces.runs > 1 else job.shape.apart
-    cdef bint more
-    for number in range(begin - 1, end):  # first only the sums of set `begin`
-        more = number + 1 < end
-        if number >= begin:
-            finish_chunk(job, chunk, number, 1)
-            chunk_coefficients(job, chunk, number, 1, chunk.mean, chunk.invstd)
-        if more:
-            look_at_chunk(job, chunk, number + 1, 1)
-        for piece in range(pieces.sets):
-            for run in range(pieces.runs):
-                at = number * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
-                if number >= begin:
-                    job.loops.stream(job.x + at, job.result + at, pieces.n, chunk.k + piece * job.itemsize, chunk.width,
-                                     job.kind, job.slope, NULL, NULL, job.x + at + apart if more else NULL, ahead,
-                                     chunk.shift[0], chunk.sums, chunk.sums + chunk.width)
-                else:
-                    job.loops.sums(job.x + at + apart, &run_shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+    cdef Py_ssize_t count = 0, coming, number, piece, run, at, ahead, apart = job.shape.apart * job.itemsize
+    cdef const char* weights = NULL
+    cdef const char* offsets = NULL
+    cdef const char* following
+    while True:
+        coming = chunk_sets(job, begin + count, end)
+        if count:
+            finish_chunk(job, chunk, begin, count)
+            chunk_coefficients(job, chunk, begin, count, chunk.mean, chunk.invstd)
+        elif not coming:
+            return
+        look_at_chunk(job, chunk, begin + count, coming)
+        ahead = pieces.stride if pieces.runs > 1 else coming * job.shape.apart
+        for number in range(max(count, coming)):
+            if job.weights != NULL:
+                weights = job.weights + first_weight(job, begin + number) * job.itemsize
+                offsets = job.offsets + first_weight(job, begin + number) * job.itemsize
+            for piece in range(pieces.sets):
+                for run in range(pieces.runs):
+                    at = (begin + number) * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
+                    following = job.x + at + count * apart if number < coming else NULL
+                    if number < count:
+                        job.loops.stream(job.x + at, job.result + at, pieces.n,
+                                         chunk.k + (number * pieces.sets + piece) * job.itemsize, chunk.width,
+                                         job.kind, job.slope, weights, offsets, following, ahead, chunk.shift[number],
+                                         chunk.sums + number, chunk.sums + chunk.width + number)
+                    else:
+                        job.loops.sums(following, &run_shape, chunk.shift + number, chunk.sums + number,
+                                       chunk.sums + chunk.width + number)
+        begin += count
+        count = coming
 
 
 # The job.
@@ -273,10 +296,14 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
     job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
-    job.block = max(max(least, (samples + SET_BLOCKS - 1) // SET_BLOCKS), SLICE_VALUES // (groups * runs * job.shape.n))
+    if channels:
+        job.slices = groups * runs * job.shape.n // SLICE_VALUES
+    else:
+        job.slices = groups * job.shape.n // SPREAD_VALUES
+    job.slices = max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups), job.slices))
+    job.block = max(max(least, (samples + SET_BLOCKS - 1) // SET_BLOCKS),
+                    SLICE_VALUES * job.slices // (groups * runs * job.shape.n))
     job.blocks = (samples + job.block - 1) // job.block
-    job.slices = 1 if channels == 0 else max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups),
-                                                                groups * runs * job.shape.n // SLICE_VALUES))
 
 
 cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
@@ -287,7 +314,9 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
     job.parts = parts_for(job.nanoseconds, units_of(job))
-    job.room_size = CHUNK_ARRAYS * chunk_width(job) + (2 * job.shape.n if job.channels == 0 else 0)
+    job.room_size = CHUNK_ARRAYS * chunk_width(job)
+    if job.dy != NULL and job.channels == 0:
+        job.room_size += (2 if rows_share(job) else job.most) * job.shape.n
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 
 

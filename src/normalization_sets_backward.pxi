@@ -2,20 +2,38 @@
 
 cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count,
                    const double* mean) noexcept nogil:
-    """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on, and their gradients of the elements'
-    gamma and beta."""
-    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize
-    job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n,
-                            job.weights + first_weight(job, first + number) * job.itemsize,
-                            chunk.k + number * job.itemsize, chunk.width, mean + number, job.invstd + first + number,
-                            chunk.sums + number, chunk.row_gradients,
-                            chunk.row_gradients + job.shape.n * job.itemsize)
+    """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on; of rows that share their gammas also
+    the gradients of gamma and beta."""
+    cdef fn_sets shape = job.shape
+    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize, row
+    if rows_share(job):
+        job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights,
+                                chunk.k + number * job.itemsize, chunk.width, mean + number,
+                                job.invstd + first + number, chunk.sums + number, chunk.rows,
+                                chunk.rows + job.shape.n * job.itemsize)
+        return
+    shape.sets = count
+    for row in range(count):
+        job.loops.row_weigh(job.dy + at + row * shape.n * job.itemsize, chunk.rows + row * shape.n * job.itemsize,
+                            job.weights + first_weight(job, first + number + row) * job.itemsize, shape.n)
+    job.loops.back_sums(chunk.rows, job.x + at, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0,
+                        chunk.sums + number)
 
 
-cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, double* gradients) noexcept nogil:
-    """Add the gradients that row_sums has found to those of the block."""
-    job.loops.row_add(chunk.row_gradients, gradients, job.shape.n)
-    job.loops.row_add(chunk.row_gradients + job.shape.n * job.itemsize, gradients + gradient_width(job), job.shape.n)
+cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
+                            Py_ssize_t count, const double* mean, double* gradients) noexcept nogil:
+    """Add the gradients of the gammas and betas of the rows that row_sums has taken to those of the block, which begin
+    with the first of these gammas."""
+    cdef Py_ssize_t n = job.shape.n, row, at
+    if rows_share(job):
+        job.loops.row_add(chunk.rows, gradients, n)
+        job.loops.row_add(chunk.rows + n * job.itemsize, gradients + gradient_width(job), n)
+        return
+    for row in range(number, number + count):
+        at = (first + row) * n * job.itemsize
+        job.loops.row_gradients(job.dy + at, job.x + at, n, chunk.k + row * job.itemsize, chunk.width, mean[row],
+                                job.invstd[first + row], gradients + (row - number) * n,
+                                gradients + gradient_width(job) + (row - number) * n)
 
 
 cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
@@ -105,14 +123,20 @@ cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, 
     """dx of the chunk's `count` pieces from `number` on."""
     cdef fn_sets pieces = pieces_of(job, 1)
     cdef Py_ssize_t at = (first * job.shape.apart + number * pieces.apart) * job.itemsize
+    cdef Py_ssize_t rows, turn, row, place
     cdef const char* k = chunk.k + number * job.itemsize
     cdef const char* linear = chunk.linear + number * job.itemsize
     if job.staged or not in_loops(job):
         back_apply_blocks(job, chunk, first, number, count)
     elif job.weights != NULL:
-        job.loops.row_back_apply(job.dy + at, job.x + at, job.result + at, count, job.shape.n,
-                                 job.weights + first_weight(job, first + number) * job.itemsize, linear, k, chunk.width,
-                                 job.streamed, count * job.shape.apart)
+        rows = rows_at_once(job, count)
+        for turn in range(count // rows):
+            row = turn * rows
+            place = at + row * job.shape.apart * job.itemsize
+            job.loops.row_back_apply(job.dy + place, job.x + place, job.result + place, rows, job.shape.n,
+                                     job.weights + first_weight(job, first + number + row) * job.itemsize,
+                                     linear + row * job.itemsize, k + row * job.itemsize, chunk.width, job.streamed,
+                                     count * job.shape.apart)
     else:
         pieces.sets = count
         job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind,
@@ -142,16 +166,17 @@ cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t 
     """dx and the gradients of the elements' gamma and beta, in double where a row is doubtful; the rows between two
     such are summed again, without them."""
     cdef Py_ssize_t number = 0, end
+    cdef double* own
     while number < count:
         end = number + 1
+        own = gradients if rows_share(job) else gradients + number * job.shape.n
         if chunk.doubtful[number]:
-            exact_row(job, first + number, mean[number], job.invstd[first + number], gradients,
-                      gradients + gradient_width(job))
+            exact_row(job, first + number, mean[number], job.invstd[first + number], own, own + gradient_width(job))
         else:
             while end < count and not chunk.doubtful[end]:
                 end += 1
             row_sums(job, chunk, first, number, end - number, mean)
-            add_row_gradients(job, chunk, gradients)
+            add_row_gradients(job, chunk, first, number, end - number, mean, own)
             back_apply_pieces(job, chunk, first, number, end - number)
         number = end
 
@@ -168,12 +193,12 @@ cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_
     if doubtful and job.weights != NULL:
         back_apply_doubtful_rows(job, chunk, first, count, mean, gradients)
         return
+    if job.weights != NULL:
+        add_row_gradients(job, chunk, first, 0, count, mean, gradients)  # before dx may take the place of dy
     if doubtful:
         back_apply_doubtful(job, chunk, first, count, mean)
     else:
         back_apply_pieces(job, chunk, first, 0, pieces_of(job, count).sets)
-    if job.weights != NULL:
-        add_row_gradients(job, chunk, gradients)
     for i in range(count * job.channels):
         gradients[i] += chunk.gradients[i]
         gradients[width + i] += chunk.gradients[chunk.width + i]

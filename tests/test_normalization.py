@@ -52,6 +52,7 @@ CASES = [
     (rms, (3, 4, 5), (4, 5), {"axis": -2}),
     (group, (3, 4), (4,), {}),
     (group, (6, 8, 5), (8,), {"groups": 4}),
+    (group, (40, 96, 4, 4), (96,), {"groups": 24}),
     (group, (2, 80, 3), (80,), {"groups": 2}),
     (group, (33, 6, 7, 7), (6,), {"groups": 3}),
     (group, (4, 6, 28, 28), (6,), {"groups": 1}),
@@ -97,6 +98,7 @@ def test_agrees_with_the_reference(what, shape, gamma_shape, rest, dtype):
         (layer, (250000, 11), (11,), {}),
         (rms, (3001, 999), (999,), {}),
         (group, (1600, 1610), (1610,), {"groups": 70}),
+        (group, (3001, 96, 3, 3), (96,), {"groups": 12}),
         (group, (61, 20, 49, 51), (20,), {"groups": 5}),
         (instance, (61, 20, 49, 51), (20,), {}),
     ],
@@ -147,11 +149,13 @@ def test_any_layout_and_any_out(what, shape, gamma_shape, rest, dtype):
             place[...] = x
             assert what(fn, place, gamma, beta, out=out, **rest)[0] is out
             assert np.array_equal(out, expected[0])
-    if what is layer:
-        for place, operands in ((dy.copy(), 0), (x.copy(), 1)):
-            pair = (place, x) if operands == 0 else (dy, place)
-            fn.layer_norm_backward(*pair, *expected[1:3], gamma, out=place, **rest)
-            assert np.array_equal(place, expected[3])
+    backward = getattr(fn, f"{what.__name__}_norm_backward")
+    statistics, back = (expected[1:2], expected[2:]) if what is rms else (expected[1:3], expected[3:])
+    options = {"groups": 2, **rest} if what is group else rest
+    for place, operands in ((dy.copy(), 0), (x.copy(), 1)):
+        pair = (place, x) if operands == 0 else (dy, place)
+        assert same_bits(backward(*pair, *statistics, gamma=gamma, out=place, **options), back)
+        assert np.array_equal(place, back[0])
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (64, 40), (400, 300), (6, 8, 9)])
@@ -494,6 +498,7 @@ LINEAR_CASES = [
     (rms, (64, 20), (20,), {}),
     (rms, (37, 3000), (3000,), {}),
     (group, (16, 8, 4, 4), (8,), {"groups": 2}),
+    (group, (16, 20, 3, 3), (20,), {"groups": 5}),
     (group, (16, 8, 9, 9), (8,), {"groups": 2}),
     (instance, (16, 8, 4, 4), (8,), {}),
     (instance, (16, 8, 5, 5), (8,), {}),
@@ -507,14 +512,16 @@ LINEAR_CASES = [
 @pytest.mark.parametrize("ratio", [0, 100, 1000, 1e4])
 @pytest.mark.parametrize(("what", "shape", "gamma_shape", "rest"), LINEAR_CASES)
 def test_gradients_of_a_dy_that_is_linear_in_x_are_exact_to_1e_5(what, shape, gamma_shape, rest, ratio, isa):
-    """There the sums of both the gradients and dx cancel; half the sets have such a dy, the others have another."""
+    """There the sums of both the gradients and dx cancel; half the samples, or channels, have such a dy."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) + ratio).astype(np.float32)
     gamma = rng.uniform(0.5, 2, gamma_shape).astype(np.float32)
     z = x - np.float32(ratio)
+    samples = np.arange(shape[0]).reshape(-1, *[1] * (x.ndim - 1))
+    channels = np.arange(shape[1]).reshape(-1, *[1] * (x.ndim - 2)) * rest.get("groups", shape[1]) // shape[1]
     for linear in (3 * x + 7, z + 1000, z / 100 + 1):
-        mixed = np.where(np.arange(shape[0]).reshape(-1, *[1] * (x.ndim - 1)) % 2, linear, rng.standard_normal(shape))
-        for dy in (linear, mixed.astype(np.float32)):
+        mixed = [np.where(which % 2, linear, rng.standard_normal(shape)) for which in (samples, channels)]
+        for dy in (linear, *(dy.astype(np.float32) for dy in mixed[: 1 if what in (layer, rms) else 2])):
             with runtime.use_isa(isa):
                 results = what(fn, x, gamma, None, dy, **rest)
             exact = what(reference, x.astype(float), gamma.astype(float), None, dy.astype(float), **rest)
