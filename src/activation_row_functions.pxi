@@ -4,6 +4,7 @@ cdef enum:
     # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too
     PANEL_BYTES = 1 << 19
     STAGED_PANEL_BYTES = 1 << 14
+    TOGETHER_BYTES = 1 << 13 # what the row form takes together
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
@@ -16,7 +17,8 @@ cdef struct Rows:
     double* losses
     double share
     Py_ssize_t length    # elements of a row
-    Py_ssize_t width     # rows that the kernel takes together: 1 in its row form
+    Py_ssize_t width     # rows that the kernel takes together
+    bint by_row          # its form
     Py_ssize_t lanes     # rows along their axis
     Py_ssize_t tiles     # of `width` rows along their axis
     Py_ssize_t count     # of all tiles
@@ -40,14 +42,14 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef fn_loss loss
     cdef Operand* operand
     # in the row form, what must be there before the row
-    cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.width == 1 else 0
+    cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.by_row else 0
     cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
-    if nbytes > BLOCK_BYTES and not (rows.width == 1 and all_direct(plan)):
+    if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
         heap = <char*> malloc(4 * nbytes + CACHE_LINE)
         if heap == NULL:
             rows.out_of_memory = True
@@ -58,12 +60,12 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)
-        width = 1 if rows.width == 1 else padded(count)
+        width = count if rows.by_row else padded(count)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
             places[i] = place_at(plan, operand, tile // rows.tiles, plan.ndim - 2) + first * operand.strides[plan.ndim - 2]
             used[i] = places[i]
-            steps[i] = operand.strides[plan.ndim - 1] // plan.itemsize
+            steps[i] = operand.strides[plan.ndim - 2 if rows.by_row else plan.ndim - 1] // plan.itemsize
             if not operand.direct or count < width:
                 used[i] = tiles[i]
                 steps[i] = width
@@ -124,7 +126,7 @@ cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssiz
                     char* scratch, bint gather) noexcept nogil:
     """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing are zero."""
     cdef const Plan* plan = &rows.plan
-    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * width, step = width * size, done = 0
+    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * width, step = width * size
     cdef Py_ssize_t across = array.strides[plan.ndim - 2], along = array.strides[plan.ndim - 1]
     cdef char* block = scratch if array.half else tile
     cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
@@ -132,18 +134,17 @@ cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssiz
         plan.level.single_to_half(tile, block, padded(total))
     if gather and count < width:
         memset(block, 0, total * size)
-    if array.contiguous:
-        done = count & -FN_LANES
-        for i in range(0, done, 16):
-            if gather:
-                plan.level.to_columns[dtype](place + i * across, across // size, tile + i * size, width, rows.length)
-            else:
-                plan.level.from_columns[dtype](tile + i * size, width, place + i * across, across // size, rows.length)
+    if array.contiguous and width > 1:
+        if gather:
+            plan.level.transpose[dtype](place, across // size, tile, width, count, rows.length)
+        else:
+            plan.level.transpose[dtype](tile, width, place, across // size, rows.length, count)
+        return
     if across == size and count >= FN_LANES // 2:
         for i in range(rows.length):
             move(block + i * step, size, place + i * along, size, count, array, gather)
     else:
-        for i in range(done, count):
+        for i in range(count):
             move(block + i * size, step, place + i * across, along, rows.length, array, gather)
     if array.half and gather:
         plan.level.half_to_single(block, tile, padded(total))
@@ -165,7 +166,6 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     cdef Py_ssize_t stride
     cdef int order[MAX_DIMS]
     cdef int i, axis, best = 0, last, ndim = 0
-    cdef bint by_row
     if plan.size == 0:
         return False
     operands[0], operands[plan.inputs - 1], operands[plan.inputs] = &plan.source[0], &plan.source[plan.inputs - 1], &plan.result
@@ -196,19 +196,19 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     rows.lanes = plan.shape[last]
     plan.shape[last + 1] = rows.length
     plan.ndim += 1
-    by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last]))
+    rows.by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last]))
     for i in range(plan.inputs + 1):
         operands[i].contiguous = is_native(plan, operands[i]) and row_stride[i] == plan.itemsize  # row by row
         operands[i].direct = operands[i].contiguous and rows.length >= FN_GROUP
-        if not by_row:
+        if not rows.by_row:
             operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    plan.streamed = (by_row and is_product(kind, direction) and all_direct(plan) and follow_each_other(rows)
+    plan.streamed = (rows.by_row and is_product(kind, direction) and all_direct(plan) and follow_each_other(rows)
                      and bypasses_caches(plan))
-    rows.width = 1 if by_row else rows_side_by_side(rows)
+    rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
-    rows.kernel = plan.level.rows[FN_ROW_FORM if by_row else FN_COLUMN_FORM][kind][direction][
+    rows.kernel = plan.level.rows[FN_ROW_FORM if rows.by_row else FN_COLUMN_FORM][kind][direction][
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     rows.out_of_memory = False
     return True
@@ -224,6 +224,14 @@ cdef bint follow_each_other(const Rows* rows) noexcept nogil:
     cdef Py_ssize_t nbytes = rows.length * plan.itemsize
     return (plan.ndim == 2 and nbytes <= STREAMED_ROW and plan.result.strides[0] == nbytes
             and plan.source[0].strides[0] == nbytes and plan.source[1].strides[0] == nbytes)
+
+
+cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
+    """How many the row form takes together: as many as the first-level cache keeps from one phase to the next."""
+    cdef const Plan* plan = &rows.plan
+    if plan.streamed or not all_direct(plan):
+        return 1
+    return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER, TOGETHER_BYTES // (rows.length * plan.itemsize)))
 
 
 cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:

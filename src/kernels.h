@@ -25,10 +25,10 @@ typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *pa
  * result goes past the caches, and y is aligned to 64 bytes. */
 typedef void (*fn_turns)(const void *a, const void *b, void *y, ptrdiff_t n, const double *params, int streamed);
 
-/* softmax and its kin over rows of n elements, in one of two forms: one row, contiguous and made of whole vectors (see
- * activation_row_loops.pxi.tp), or `width` rows side by side, a multiple of FN_LANES of at most FN_SIDE_BYTES, element j of all of
- * them at j times the operand's step. The scratch holds as many elements. */
-enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_SIDE_BYTES = 1024 };
+/* softmax and its kin over `width` rows of n elements, in one of two forms: at most FN_ROWS_TOGETHER rows, each contiguous and
+ * made of whole vectors (see activation_row_loops.pxi.tp), the operand's step apart; or rows side by side, a multiple of FN_LANES
+ * of at most FN_SIDE_BYTES, element j of all of them at j times the operand's step. The scratch holds as many elements. */
+enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_ROWS_TOGETHER = 8, FN_SIDE_BYTES = 1024 };
 typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */
@@ -107,9 +107,8 @@ typedef struct {
     fn_map map[FN_ROWS][2][2]; /* [row][direction] */
     fn_turns turns[FN_ROWS][2][2];
     fn_rows rows[2][3][2][2];  /* [form][FN_SOFTMAX, ...][direction] */
-    /* between FN_LANES rows `step` apart and columns of a tile `width` wide */
-    void (*to_columns[2])(fn_in x, ptrdiff_t step, fn_out tile, ptrdiff_t width, ptrdiff_t n);
-    void (*from_columns[2])(fn_in tile, ptrdiff_t width, fn_out y, ptrdiff_t step, ptrdiff_t n);
+    /* y[j * y_step + i] = x[i * x_step + j], i < rows, j < columns */
+    void (*transpose[2])(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t rows, ptrdiff_t columns);
     void (*prelu[2][2])(fn_in x, const fn_slopes *slopes, fn_out y, ptrdiff_t first, ptrdiff_t n); /* [inner > 1] */
     void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes *slopes, fn_out dx, fn_out sums, ptrdiff_t first,
                                  ptrdiff_t n);

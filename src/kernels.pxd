@@ -22,6 +22,7 @@ cdef extern from "kernels.h" nogil:
         FN_ROW_FORM
         FN_COLUMN_FORM
         FN_GROUP
+        FN_ROWS_TOGETHER
         FN_SIDE_BYTES
 
     ctypedef const void* fn_in
@@ -109,8 +110,8 @@ cdef extern from "kernels.h" nogil:
         fn_map map[1][2][2]  # the first dimension is FN_ROWS
         fn_turns turns[1][2][2]
         fn_rows rows[2][3][2][2]
-        void (*to_columns[2])(fn_in x, Py_ssize_t step, fn_out tile, Py_ssize_t width, Py_ssize_t n) noexcept nogil
-        void (*from_columns[2])(fn_in tile, Py_ssize_t width, fn_out y, Py_ssize_t step, Py_ssize_t n) noexcept nogil
+        void (*transpose[2])(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
+                             Py_ssize_t columns) noexcept nogil
         void (*prelu[2][2])(fn_in x, const fn_slopes* slopes, fn_out y, Py_ssize_t first, Py_ssize_t n) noexcept nogil
         void (*prelu_backward[2][2])(fn_in dy, fn_in x, const fn_slopes* slopes, fn_out dx, fn_out sums, Py_ssize_t first,
                                      Py_ssize_t n) noexcept nogil

@@ -1,4 +1,4 @@
-/* Block transport that has to be written in C: half precision, stores that bypass the caches.
+/* Block transport that has to be written in C: half precision, transposition, stores that bypass the caches.
  *
  * Where there is no instruction for half precision the conversions use integer operations and exact float operations only,
  * which the compiler vectorises. Both give the same bits, those of NaN too. */
@@ -76,6 +76,80 @@ static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
     }
 }
 #endif
+
+/* y[j * y_step + i] = x[i * x_step + j] for as many rows i as 32 bytes hold and as many columns j as 16 bytes do. Of strided
+ * loads gcc makes one for each element. */
+enum { FN_HIGH_32 = 8, FN_WIDE_32 = 4, FN_HIGH_64 = 4, FN_WIDE_64 = 2 };
+#if defined(__AVX__)
+static inline __m256 fn_halves(const void *x, const void *more)
+{
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x)), _mm_loadu_ps(more), 1);
+}
+static inline void fn_transpose_few_32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step)
+{
+    __m256 low[2], high[2]; /* of rows i and i + 1, beside which are rows i + 4 and i + 5 */
+    for (int i = 0; i < 2; i++) {
+        __m256 even = fn_halves(x + 2 * i * x_step, x + (2 * i + 4) * x_step);
+        __m256 odd = fn_halves(x + (2 * i + 1) * x_step, x + (2 * i + 5) * x_step);
+        low[i] = _mm256_unpacklo_ps(even, odd);
+        high[i] = _mm256_unpackhi_ps(even, odd);
+    }
+    _mm256_storeu_ps(y, _mm256_shuffle_ps(low[0], low[1], 0x44));
+    _mm256_storeu_ps(y + y_step, _mm256_shuffle_ps(low[0], low[1], 0xee));
+    _mm256_storeu_ps(y + 2 * y_step, _mm256_shuffle_ps(high[0], high[1], 0x44));
+    _mm256_storeu_ps(y + 3 * y_step, _mm256_shuffle_ps(high[0], high[1], 0xee));
+}
+static inline void fn_transpose_few_64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step)
+{
+    __m256d even = _mm256_castps_pd(fn_halves(x, x + 2 * x_step));
+    __m256d odd = _mm256_castps_pd(fn_halves(x + x_step, x + 3 * x_step));
+    _mm256_storeu_pd(y, _mm256_unpacklo_pd(even, odd));
+    _mm256_storeu_pd(y + y_step, _mm256_unpackhi_pd(even, odd));
+}
+#else
+#define FN_TRANSPOSE_FEW(real, bits) \
+    static inline void fn_transpose_few_##bits(const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step) \
+    { \
+        for (int j = 0; j < FN_WIDE_##bits; j++) \
+            for (int i = 0; i < FN_HIGH_##bits; i++) \
+                y[j * y_step + i] = x[i * x_step + j]; \
+    }
+FN_TRANSPOSE_FEW(float, 32)
+FN_TRANSPOSE_FEW(double, 64)
+#undef FN_TRANSPOSE_FEW
+#endif
+
+/* The same for i < rows and j < columns; the last ones overlap others. */
+#define FN_TRANSPOSE(real, bits) \
+    static inline void fn_transpose_##bits(fn_in x_, ptrdiff_t x_step, fn_out y_, ptrdiff_t y_step, ptrdiff_t rows, \
+                                           ptrdiff_t columns) \
+    { \
+        const real *x = x_; \
+        real *y = y_; \
+        const ptrdiff_t last_row = rows - FN_HIGH_##bits, last_column = columns - FN_WIDE_##bits; \
+        if (last_column < 0) { \
+            for (ptrdiff_t j = 0; j < columns; j++) \
+                for (ptrdiff_t i = 0; i < rows; i++) \
+                    y[j * y_step + i] = x[i * x_step + j]; \
+            return; \
+        } \
+        if (last_row < 0) { \
+            for (ptrdiff_t i = 0; i < rows; i++) \
+                for (ptrdiff_t j = 0; j < columns; j++) \
+                    y[j * y_step + i] = x[i * x_step + j]; \
+            return; \
+        } \
+        for (ptrdiff_t i = 0; i < rows; i += FN_HIGH_##bits) { \
+            i = i < last_row ? i : last_row; \
+            for (ptrdiff_t j = 0; j < columns; j += FN_WIDE_##bits) { \
+                j = j < last_column ? j : last_column; \
+                fn_transpose_few_##bits(x + i * x_step + j, x_step, y + j * y_step + i, y_step); \
+            } \
+        } \
+    }
+FN_TRANSPOSE(float, 32)
+FN_TRANSPOSE(double, 64)
+#undef FN_TRANSPOSE
 
 /* 64 bytes past the caches; dst is aligned to as many. */
 static inline void fn_stream_line(char *dst, const char *src)
