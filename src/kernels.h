@@ -124,6 +124,10 @@ typedef struct {
     int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
                            fn_out var, fn_out invstd, fn_out doubtful);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);
+    void (*norm_short_sets)(double *x, ptrdiff_t n, const double *gamma, const double *beta, double eps, int centred, double *mean,
+                            double *invstd); /* FN_LANES sets side by side */
+    void (*norm_short_back)(double *dy, double *x, ptrdiff_t n, const double *gamma, int centred, const double *mean,
+                            const double *invstd, double *dgamma, double *dbeta);
     void (*norm_widen)(fn_in x, fn_out y, ptrdiff_t n);  /* float to double */
     void (*norm_narrow)(fn_in x, fn_out y, ptrdiff_t n); /* double to float */
     fn_norm norm[2];

@@ -128,6 +128,10 @@ cdef extern from "kernels.h" nogil:
         int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
                                fn_out var, fn_out invstd, fn_out doubtful) noexcept nogil
         void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil
+        void (*norm_short_sets)(double* x, Py_ssize_t n, const double* gamma, const double* beta, double eps, bint centred,
+                                double* mean, double* invstd) noexcept nogil
+        void (*norm_short_back)(double* dy, double* x, Py_ssize_t n, const double* gamma, bint centred, const double* mean,
+                                const double* invstd, double* dgamma, double* dbeta) noexcept nogil
         void (*norm_widen)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*norm_narrow)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         fn_norm norm[2]

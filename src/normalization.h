@@ -113,4 +113,81 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
     fn_fold_f32(square, eights + 2 * apart);
 }
 
+/* The normalization of 16 short sets side by side, whose elements have gammas of their own (layer, RMS and group norm of few
+ * values): element j of set i is at 16 j + i. All is in double and about the mean, so that nothing is ever doubtful. Explicit
+ * vectors, because gcc would keep the sums in memory. */
+static inline fn_double8 fn_eight(const double *x)
+{
+    fn_double8 eight;
+    memcpy(&eight, x, sizeof(eight));
+    return eight;
+}
+static inline void fn_put_eight(fn_double8 eight, double *y) { memcpy(y, &eight, sizeof(eight)); }
+
+/* Without `centred` the mean is what is in `shift`. */
+static inline void fn_short_moments(const double *x, ptrdiff_t n, const double *shift, int centred, double *mean, double *var)
+{
+    fn_double8 middle[2], sum[2] = {{0}, {0}}, square[2] = {{0}, {0}};
+    for (ptrdiff_t j = 0; centred && j < n; j++)
+        for (int h = 0; h < 2; h++)
+            sum[h] += fn_eight(x + 16 * j + 8 * h) - fn_eight(shift + 8 * h);
+    for (int h = 0; h < 2; h++)
+        middle[h] = fn_eight(shift + 8 * h) + sum[h] / (double)n;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        for (int h = 0; h < 2; h++) {
+            fn_double8 d = fn_eight(x + 16 * j + 8 * h) - middle[h];
+            square[h] += d * d;
+        }
+    }
+    for (int h = 0; h < 2; h++) {
+        fn_put_eight(middle[h], mean + 8 * h);
+        fn_put_eight(square[h] / (double)n, var + 8 * h);
+    }
+}
+
+/* x = (x - mean) * invstd * gamma + beta */
+static inline void fn_short_apply(double *x, ptrdiff_t n, const double *gamma, const double *beta, const double *mean,
+                                  const double *invstd)
+{
+    for (ptrdiff_t j = 0; j < n; j++) {
+        for (int h = 0; h < 2; h++) {
+            const ptrdiff_t at = 16 * j + 8 * h;
+            fn_double8 hat = (fn_eight(x + at) - fn_eight(mean + 8 * h)) * fn_eight(invstd + 8 * h);
+            fn_put_eight(hat * fn_eight(gamma + at) + fn_eight(beta + at), x + at);
+        }
+    }
+}
+
+/* dy = invstd * (g - sum(g) / n - x_hat * sum(g * x_hat) / n), g = dy * gamma; x becomes x_hat. dy * x_hat and dy are added to
+ * dgamma and dbeta. */
+static inline void fn_short_back(double *dy, double *x, ptrdiff_t n, const double *gamma, int centred, const double *mean,
+                                 const double *invstd, double *dgamma, double *dbeta)
+{
+    fn_double8 sum[2] = {{0}, {0}}, product[2] = {{0}, {0}};
+    for (ptrdiff_t j = 0; j < n; j++) {
+        for (int h = 0; h < 2; h++) {
+            const ptrdiff_t at = 16 * j + 8 * h;
+            fn_double8 slope = fn_eight(dy + at), g = slope * fn_eight(gamma + at);
+            fn_double8 hat = (fn_eight(x + at) - fn_eight(mean + 8 * h)) * fn_eight(invstd + 8 * h);
+            sum[h] += g;
+            product[h] += g * hat;
+            fn_put_eight(g, dy + at);
+            fn_put_eight(hat, x + at);
+            fn_put_eight(fn_eight(dgamma + at) + slope * hat, dgamma + at);
+            fn_put_eight(fn_eight(dbeta + at) + slope, dbeta + at);
+        }
+    }
+    for (int h = 0; h < 2; h++) {
+        sum[h] = centred ? sum[h] / (double)n : (fn_double8){0};
+        product[h] /= (double)n;
+    }
+    for (ptrdiff_t j = 0; j < n; j++) {
+        for (int h = 0; h < 2; h++) {
+            const ptrdiff_t at = 16 * j + 8 * h;
+            fn_double8 rest = (fn_eight(dy + at) - sum[h]) - product[h] * fn_eight(x + at);
+            fn_put_eight(rest * fn_eight(invstd + 8 * h), dy + at);
+        }
+    }
+}
+
 #endif

@@ -125,6 +125,7 @@ cdef inline double shift_at(const NormJob* job, Py_ssize_t i) noexcept nogil:
 include "normalization_exact.pxi"
 include "normalization_sets.pxi"
 include "normalization_sets_backward.pxi"
+include "normalization_short.pxi"
 include "normalization_columns.pxi"
 
 

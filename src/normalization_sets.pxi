@@ -333,7 +333,12 @@ cdef void set_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
     open_chunk(job, part, &chunk)
-    if job.dy != NULL:
+    if is_short(job):
+        if job.dy == NULL:
+            forward_short_sets(job, begin, end)
+        for unit in range(begin, end if job.dy != NULL else begin):
+            back_short_unit(job, unit)
+    elif job.dy != NULL:
         for unit in range(begin, end):
             backward_unit(job, &chunk, unit)
     elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):

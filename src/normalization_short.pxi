@@ -1,0 +1,141 @@
+# Layer, RMS and group norm of short sets: FN_LANES of them are transposed into a tile of doubles, normalized side by side, and
+# transposed back. One by one, what is done once for a set would take many times as long as what is done for its elements.
+
+cdef enum:
+    TILE = 512  # FN_LANES * RUN, what a block holds
+
+
+cdef inline bint is_short(const NormJob* job) noexcept nogil:
+    """Whether the sets are short, and have a gamma for every element. From RUN on their own loops are faster."""
+    return job.channels == 0 and job.shape.n < RUN
+
+
+cdef inline Py_ssize_t sets_side_by_side(const NormJob* job) noexcept nogil:
+    """How many are taken together: few groups in the same places every time, as they have the same gammas."""
+    return FN_LANES // job.groups * job.groups if job.groups <= FN_LANES else FN_LANES
+
+
+cdef void take_sets(const NormJob* job, const char* source, Py_ssize_t count, double* tile) noexcept nogil:
+    """Lay `count` sets side by side; missing ones are zero."""
+    cdef fn_block singles
+    cdef Py_ssize_t n = job.shape.n, size = n * FN_LANES
+    if job.itemsize == 8:
+        if count < FN_LANES:
+            memset(tile, 0, size * sizeof(double))
+        job.level.transpose[<int> FN_DOUBLE](source, n, tile, FN_LANES, count, n)
+        return
+    if count < FN_LANES:
+        memset(singles.bytes, 0, size * sizeof(float))
+    job.level.transpose[<int> FN_SINGLE](source, n, singles.bytes, FN_LANES, count, n)
+    job.level.norm_widen(singles.bytes, tile, size)
+
+
+cdef void put_sets(const NormJob* job, const double* tile, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    cdef fn_block singles, block
+    cdef Py_ssize_t n = job.shape.n
+    cdef int dtype = FN_SINGLE if job.itemsize == 4 else FN_DOUBLE
+    cdef const char* results = <const char*> tile
+    cdef char* place = job.result + first * n * job.itemsize
+    if job.itemsize == 4:
+        job.level.norm_narrow(tile, singles.bytes, n * FN_LANES)
+        results = singles.bytes
+    job.level.transpose[dtype](results, FN_LANES, block.bytes if job.streamed else place, n, n, count)
+    if job.streamed:
+        emit(job.level, True, place, block.bytes, count * n * job.itemsize)
+
+
+cdef void take_vector(const NormJob* job, const char* vector, double missing, Py_ssize_t first, double* tile) noexcept nogil:
+    """The gammas, or betas, of the elements of the sets from `first` on."""
+    cdef double sets[TILE]
+    cdef Py_ssize_t n = job.shape.n, i
+    if vector == NULL:
+        fill_elements(<char*> tile, n * FN_LANES, missing, sizeof(double))
+        return
+    for i in range(FN_LANES):
+        memcpy(<char*> sets + i * n * job.itemsize, vector + first_weight(job, first + i) * job.itemsize, n * job.itemsize)
+    take_sets(job, <const char*> sets, FN_LANES, tile)
+
+
+cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef double x[TILE]
+    cdef double gamma[TILE]
+    cdef double beta[TILE]
+    cdef double mean[FN_LANES]
+    cdef double invstd[FN_LANES]
+    cdef Py_ssize_t first = begin, step = sets_side_by_side(job), count
+    while first < end:
+        count = min(step, end - first)
+        if first == begin or step % job.groups:
+            take_vector(job, job.weights, 1.0, first, gamma)
+            take_vector(job, job.offsets, 0.0, first, beta)
+        take_sets(job, job.x + first * job.shape.n * job.itemsize, count, x)
+        job.level.norm_short_sets(x, job.shape.n, gamma, beta, job.eps, job.centred, mean, invstd)
+        if job.centred:
+            memcpy(job.mean + first, mean, count * sizeof(double))
+        memcpy(job.invstd + first, invstd, count * sizeof(double))
+        put_sets(job, x, first, count)
+        first += count
+
+
+cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,
+                          double* dbeta) noexcept nogil:
+    cdef double dy[TILE]
+    cdef double x[TILE]
+    cdef double mean[FN_LANES]
+    cdef double invstd[FN_LANES]
+    cdef Py_ssize_t at = first * job.shape.n * job.itemsize
+    memset(mean, 0, sizeof(mean))
+    memset(invstd, 0, sizeof(invstd))
+    if job.centred:
+        memcpy(mean, job.mean + first, count * sizeof(double))
+    memcpy(invstd, job.invstd + first, count * sizeof(double))
+    take_sets(job, job.dy + at, count, dy)
+    take_sets(job, job.x + at, count, x)
+    job.level.norm_short_back(dy, x, job.shape.n, gamma, job.centred, mean, invstd, dgamma, dbeta)
+    put_sets(job, dy, first, count)
+
+
+cdef void add_short_gradients(const NormJob* job, double* tile, Py_ssize_t first, Py_ssize_t count,
+                              double* gradients) noexcept nogil:
+    """Add a tile's gradients to those of the elements of the sets from `first` on, and clear it."""
+    cdef double sets[TILE]
+    cdef double* place
+    cdef Py_ssize_t n = job.shape.n, i, j
+    job.level.transpose[<int> FN_DOUBLE](tile, FN_LANES, sets, n, n, count)
+    for i in range(count):
+        place = gradients + first_weight(job, first + i)
+        for j in range(n):
+            place[j] += sets[i * n + j]
+    memset(tile, 0, n * FN_LANES * sizeof(double))
+
+
+cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
+    """As backward_unit. Of few groups a tile takes several samples; many go through it a few at a time, sample after sample. In
+    either case the gradients of a place in the tile belong to the same gammas until they are added up."""
+    cdef double gamma[TILE]
+    cdef double dgamma[TILE]
+    cdef double dbeta[TILE]
+    cdef Py_ssize_t block = number // job.slices, slice = number % job.slices, groups = job.groups
+    cdef Py_ssize_t first = block * job.block, last = min(job.sets // groups, first + job.block)
+    cdef Py_ssize_t begin = groups * slice // job.slices, end = groups * (slice + 1) // job.slices
+    cdef Py_ssize_t step = sets_side_by_side(job), sample, count
+    cdef double* gradients = job.partial + block * 2 * gradient_width(job)
+    memset(dgamma, 0, sizeof(dgamma))
+    memset(dbeta, 0, sizeof(dbeta))
+    if groups <= FN_LANES:
+        take_vector(job, job.weights, 1.0, 0, gamma)
+        begin = first * groups
+        while begin < last * groups:
+            back_short_sets(job, begin, min(step, last * groups - begin), gamma, dgamma, dbeta)
+            begin += step
+        add_short_gradients(job, dgamma, 0, step, gradients)
+        add_short_gradients(job, dbeta, 0, step, gradients + gradient_width(job))
+        return
+    while begin < end:
+        count = min(step, end - begin)
+        take_vector(job, job.weights, 1.0, begin, gamma)
+        for sample in range(first, last):
+            back_short_sets(job, sample * groups + begin, count, gamma, dgamma, dbeta)
+        add_short_gradients(job, dgamma, begin, count, gradients)
+        add_short_gradients(job, dbeta, begin, count, gradients + gradient_width(job))
+        begin += count
