@@ -4,7 +4,7 @@ cdef enum:
     # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too
     PANEL_BYTES = 1 << 19
     STAGED_PANEL_BYTES = 1 << 14
-    TOGETHER_BYTES = 1 << 13 # what the row form takes together
+    TOGETHER_BYTES = 1 << 13 # what the row form reads together
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
@@ -231,7 +231,8 @@ cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
     cdef const Plan* plan = &rows.plan
     if plan.streamed or not all_direct(plan):
         return 1
-    return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER, TOGETHER_BYTES // (rows.length * plan.itemsize)))
+    return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER,
+                                   TOGETHER_BYTES // (plan.inputs * rows.length * plan.itemsize)))
 
 
 cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
