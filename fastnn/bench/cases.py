@@ -27,9 +27,10 @@ ELEMENTS: tuple[Shape, ...] = ((1,), (1000,), (16 * KI,), (256 * KI,), (4 * MI,)
 QUICK_ELEMENTS: tuple[Shape, ...] = ((1,), (16 * KI,), (MI,))
 BATCHES: tuple[Shape, ...] = ((32, 64), (128, 256), (256, 1024), (4096, 512), (65536, 256))
 IMAGES: tuple[Shape, ...] = ((16, 64, 8, 8), (32, 64, 56, 56), (8, 256, 14, 14), (64, 128, 28, 28))
-ROWS: tuple[Shape, ...] = ((1, 10), (64, 10), (128, 1000), (4096, 1024))
+SMALL_IMAGES: tuple[Shape, ...] = ((64, 256, 4, 4),)
+ROWS: tuple[Shape, ...] = ((1, 10), (64, 10), (128, 1000), (4096, 1024), (1000, 10), (1000, 100))
 NETWORKS: tuple[Shape, ...] = ((64, 100, 100, 10), (3072, 512, 512, 10))  # sizes of the layers
-FEATURES: tuple[Shape, ...] = ((32, 64), (128, 768), (4096, 1024))
+FEATURES: tuple[Shape, ...] = ((32, 64), (128, 768), (4096, 1024), (1000, 16))
 
 # Absolute tolerance of the check before timing, as a multiple of max(1, largest expected magnitude).
 TOLERANCE = {"float16": 4e-3, "float32": 1e-4, "float64": 1e-7}
@@ -161,8 +162,8 @@ OPS: tuple[Op, ...] = (
     ),
     _norm("layer_norm", "layer", FEATURES),
     _norm("rms_norm", "rms", FEATURES),
-    _norm("group_norm", "group", IMAGES[:3], groups=32),
-    _norm("instance_norm", "instance", IMAGES[:3]),
+    _norm("group_norm", "group", IMAGES[:3] + SMALL_IMAGES, groups=32),
+    _norm("instance_norm", "instance", IMAGES[:3] + SMALL_IMAGES),
     Op(
         "batch_stats",
         "normalization",
