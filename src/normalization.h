@@ -21,22 +21,20 @@ typedef float fn_float16 __attribute__((vector_size(64)));
 typedef double fn_double8 __attribute__((vector_size(64)));
 typedef double fn_double16 __attribute__((vector_size(128)));
 
+/* Eight doubles at x, as a value or to assign to. No function: gcc warns of vectors wider than the machine's that one returns. */
+typedef double fn_eight __attribute__((vector_size(64), aligned(8), may_alias));
+#define FN_EIGHT(x) (*(fn_eight *)(x))
+
 static inline void fn_fold_f64(const double *lanes, double *eight)
 {
-    fn_double8 part[4];
-    memcpy(part, lanes, sizeof(part));
-    part[0] = (part[0] + part[2]) + (part[1] + part[3]);
-    memcpy(eight, part, sizeof(part[0]));
+    FN_EIGHT(eight) = (FN_EIGHT(lanes) + FN_EIGHT(lanes + 16)) + (FN_EIGHT(lanes + 8) + FN_EIGHT(lanes + 24));
 }
 
 static inline void fn_move_f64(const double *lanes, double *eight)
 {
-    fn_double8 sum, more;
-    memcpy(&sum, eight, sizeof(sum));
+    fn_double8 sum = FN_EIGHT(eight);
     fn_fold_f64(lanes, eight);
-    memcpy(&more, eight, sizeof(more));
-    sum += more;
-    memcpy(eight, &sum, sizeof(sum));
+    FN_EIGHT(eight) = sum + FN_EIGHT(eight);
 }
 
 /* 16 lanes of float added up to 8 of double */
@@ -48,21 +46,17 @@ static inline void fn_fold_f32(const void *lanes, double *eight)
     memcpy(&narrow, lanes, sizeof(narrow));
     wide = __builtin_convertvector(narrow, fn_double16);
     memcpy(half, &wide, sizeof(half));
-    half[0] += half[1];
-    memcpy(eight, half, sizeof(half[0]));
+    FN_EIGHT(eight) = half[0] + half[1];
 }
 
 static inline void fn_move_f32(const float *lanes, double *eight)
 {
     fn_float16 part[2];
-    fn_double8 sum, more;
-    memcpy(&sum, eight, sizeof(sum));
+    fn_double8 sum = FN_EIGHT(eight);
     memcpy(part, lanes, sizeof(part));
     part[0] += part[1];
     fn_fold_f32(part, eight);
-    memcpy(&more, eight, sizeof(more));
-    sum += more;
-    memcpy(eight, &sum, sizeof(sum));
+    FN_EIGHT(eight) = sum + FN_EIGHT(eight);
 }
 
 /* 16 lanes of float in the vectors of the machine */
@@ -115,33 +109,24 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
 
 /* The normalization of 16 short sets side by side, whose elements have gammas of their own (layer, RMS and group norm of few
  * values): element j of set i is at 16 j + i. All is in double and about the mean, so that nothing is ever doubtful. Explicit
- * vectors, because gcc would keep the sums in memory. */
-static inline fn_double8 fn_eight(const double *x)
-{
-    fn_double8 eight;
-    memcpy(&eight, x, sizeof(eight));
-    return eight;
-}
-static inline void fn_put_eight(fn_double8 eight, double *y) { memcpy(y, &eight, sizeof(eight)); }
-
-/* Without `centred` the mean is what is in `shift`. */
+ * vectors, because gcc would keep the sums in memory. Without `centred` the mean is what is in `shift`. */
 static inline void fn_short_moments(const double *x, ptrdiff_t n, const double *shift, int centred, double *mean, double *var)
 {
     fn_double8 middle[2], sum[2] = {{0}, {0}}, square[2] = {{0}, {0}};
     for (ptrdiff_t j = 0; centred && j < n; j++)
         for (int h = 0; h < 2; h++)
-            sum[h] += fn_eight(x + 16 * j + 8 * h) - fn_eight(shift + 8 * h);
+            sum[h] += FN_EIGHT(x + 16 * j + 8 * h) - FN_EIGHT(shift + 8 * h);
     for (int h = 0; h < 2; h++)
-        middle[h] = fn_eight(shift + 8 * h) + sum[h] / (double)n;
+        middle[h] = FN_EIGHT(shift + 8 * h) + sum[h] / (double)n;
     for (ptrdiff_t j = 0; j < n; j++) {
         for (int h = 0; h < 2; h++) {
-            fn_double8 d = fn_eight(x + 16 * j + 8 * h) - middle[h];
+            fn_double8 d = FN_EIGHT(x + 16 * j + 8 * h) - middle[h];
             square[h] += d * d;
         }
     }
     for (int h = 0; h < 2; h++) {
-        fn_put_eight(middle[h], mean + 8 * h);
-        fn_put_eight(square[h] / (double)n, var + 8 * h);
+        FN_EIGHT(mean + 8 * h) = middle[h];
+        FN_EIGHT(var + 8 * h) = square[h] / (double)n;
     }
 }
 
@@ -152,8 +137,8 @@ static inline void fn_short_apply(double *x, ptrdiff_t n, const double *gamma, c
     for (ptrdiff_t j = 0; j < n; j++) {
         for (int h = 0; h < 2; h++) {
             const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 hat = (fn_eight(x + at) - fn_eight(mean + 8 * h)) * fn_eight(invstd + 8 * h);
-            fn_put_eight(hat * fn_eight(gamma + at) + fn_eight(beta + at), x + at);
+            fn_double8 hat = (FN_EIGHT(x + at) - FN_EIGHT(mean + 8 * h)) * FN_EIGHT(invstd + 8 * h);
+            FN_EIGHT(x + at) = hat * FN_EIGHT(gamma + at) + FN_EIGHT(beta + at);
         }
     }
 }
@@ -167,14 +152,14 @@ static inline void fn_short_back(double *dy, double *x, ptrdiff_t n, const doubl
     for (ptrdiff_t j = 0; j < n; j++) {
         for (int h = 0; h < 2; h++) {
             const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 slope = fn_eight(dy + at), g = slope * fn_eight(gamma + at);
-            fn_double8 hat = (fn_eight(x + at) - fn_eight(mean + 8 * h)) * fn_eight(invstd + 8 * h);
+            fn_double8 slope = FN_EIGHT(dy + at), g = slope * FN_EIGHT(gamma + at);
+            fn_double8 hat = (FN_EIGHT(x + at) - FN_EIGHT(mean + 8 * h)) * FN_EIGHT(invstd + 8 * h);
             sum[h] += g;
             product[h] += g * hat;
-            fn_put_eight(g, dy + at);
-            fn_put_eight(hat, x + at);
-            fn_put_eight(fn_eight(dgamma + at) + slope * hat, dgamma + at);
-            fn_put_eight(fn_eight(dbeta + at) + slope, dbeta + at);
+            FN_EIGHT(dy + at) = g;
+            FN_EIGHT(x + at) = hat;
+            FN_EIGHT(dgamma + at) += slope * hat;
+            FN_EIGHT(dbeta + at) += slope;
         }
     }
     for (int h = 0; h < 2; h++) {
@@ -184,8 +169,8 @@ static inline void fn_short_back(double *dy, double *x, ptrdiff_t n, const doubl
     for (ptrdiff_t j = 0; j < n; j++) {
         for (int h = 0; h < 2; h++) {
             const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 rest = (fn_eight(dy + at) - sum[h]) - product[h] * fn_eight(x + at);
-            fn_put_eight(rest * fn_eight(invstd + 8 * h), dy + at);
+            fn_double8 rest = (FN_EIGHT(dy + at) - sum[h]) - product[h] * FN_EIGHT(x + at);
+            FN_EIGHT(dy + at) = rest * FN_EIGHT(invstd + 8 * h);
         }
     }
 }

@@ -85,6 +85,11 @@ cdef inline Py_ssize_t count_of(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
     return (n + most - 1) // most
 
 
+cdef inline int dtype_of(const NormJob* job) noexcept nogil:
+    """Of the arrays, as an index of the loops."""
+    return FN_SINGLE if job.itemsize == 4 else FN_DOUBLE
+
+
 cdef inline bint in_loops(const NormJob* job) noexcept nogil:
     """Whether the loops know the activation."""
     return job.row < 0 or job.kind != FN_PLAIN
@@ -93,22 +98,20 @@ cdef inline bint in_loops(const NormJob* job) noexcept nogil:
 cdef inline void activate_block(const NormJob* job, char* z, Py_ssize_t n) noexcept nogil:
     """z = activation(z) for an activation that is not inside the loops."""
     cdef fn_block copy
-    cdef int dtype = FN_SINGLE if job.itemsize == 4 else FN_DOUBLE
     n = padded(n)
     memcpy(copy.bytes, z, n * job.itemsize)
-    job.level.map[job.row][<int> FN_FORWARD][dtype](copy.bytes, copy.bytes, z, n, row_defaults[job.row])
+    job.level.map[job.row][<int> FN_FORWARD][dtype_of(job)](copy.bytes, copy.bytes, z, n, row_defaults[job.row])
 
 
 cdef inline void gradient_block(const NormJob* job, const char* dy, char* z, Py_ssize_t n) noexcept nogil:
     """z = dL/dz from dL/dy and z."""
     cdef fn_block saved, g
-    cdef int dtype = FN_SINGLE if job.itemsize == 4 else FN_DOUBLE
     if row_saves_output[job.row]:
         activate_block(job, z, n)
     memcpy(saved.bytes, z, padded(n) * job.itemsize)
     memcpy(g.bytes, dy, n * job.itemsize)
     memset(g.bytes + n * job.itemsize, 0, (padded(n) - n) * job.itemsize)
-    job.level.map[job.row][<int> FN_BACKWARD][dtype](g.bytes, saved.bytes, z, padded(n), row_defaults[job.row])
+    job.level.map[job.row][<int> FN_BACKWARD][dtype_of(job)](g.bytes, saved.bytes, z, padded(n), row_defaults[job.row])
 
 
 cdef inline double finite(double value) noexcept nogil:
@@ -154,7 +157,7 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
     job.itemsize = 4 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else 8
     job.level = current_level()
     job.nanoseconds = work(NORM_COST, cnp.PyArray_SIZE(x), job.itemsize)
-    job.loops = &job.level.norm[<int> FN_SINGLE if job.itemsize == 4 else <int> FN_DOUBLE]
+    job.loops = &job.level.norm[dtype_of(job)]
     job.streamed = cnp.PyArray_NBYTES(x) > NORM_STREAM_BYTES
     job.centred = True
     job.kind = FN_PLAIN

@@ -83,15 +83,15 @@ cdef inline fn_sets one_run(Py_ssize_t n) noexcept nogil:
     return shape
 
 
+cdef inline bint rows_share(const NormJob* job) noexcept nogil:
+    """Whether all sets have the same gammas and betas, which belong to the elements: layer norm, not group norm."""
+    return job.channels == 0 and job.groups == 1
+
+
 cdef inline Py_ssize_t chunk_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
     """How many sets to take together: rows, or groups of one sample, whose channels follow each other."""
     cdef Py_ssize_t count = min(job.most, end - first)
     return count if rows_share(job) else min(count, job.groups - first % job.groups)
-
-
-cdef inline bint rows_share(const NormJob* job) noexcept nogil:
-    """Whether all sets have the same gammas and betas, which belong to the elements: layer norm, not group norm."""
-    return job.channels == 0 and job.groups == 1
 
 
 cdef inline Py_ssize_t rows_at_once(const NormJob* job, Py_ssize_t count) noexcept nogil:
@@ -152,7 +152,7 @@ cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
 cdef inline bint overlapped(const NormJob* job) noexcept nogil:
     """Whether the sums of sets are better taken while the results of others are written: where summing float data in
     double keeps the processor as long as reading the data does."""
-    return job.streamed and job.itemsize == 4 and job.shape.n >= RUN
+    return job.streamed and job.itemsize == 4
 
 
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
@@ -201,7 +201,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     cdef const char* offsets = NULL
     if job.staged or not in_loops(job):
         apply_blocks(job, chunk, first, count)
-    elif job.streamed and job.shape.n >= RUN:
+    elif job.streamed:
         for number in range(pieces.sets):
             if job.weights != NULL:
                 weights = job.weights + first_weight(job, first + number) * job.itemsize
@@ -314,8 +314,8 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
     job.parts = parts_for(job.nanoseconds, units_of(job))
-    job.room_size = CHUNK_ARRAYS * chunk_width(job)
-    if job.dy != NULL and job.channels == 0:
+    job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
+    if job.room_size and job.dy != NULL and job.channels == 0:
         job.room_size += (2 if rows_share(job) else job.most) * job.shape.n
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 
@@ -332,13 +332,11 @@ cdef void set_part(void* context, int part) noexcept nogil:
     cdef Chunk chunk
     cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
-    open_chunk(job, part, &chunk)
     if is_short(job):
-        if job.dy == NULL:
-            forward_short_sets(job, begin, end)
-        for unit in range(begin, end if job.dy != NULL else begin):
-            back_short_unit(job, unit)
-    elif job.dy != NULL:
+        short_part(job, begin, end)
+        return
+    open_chunk(job, part, &chunk)
+    if job.dy != NULL:
         for unit in range(begin, end):
             backward_unit(job, &chunk, unit)
     elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):

@@ -5,7 +5,7 @@ cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_
     """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on; of rows that share their gammas also
     the gradients of gamma and beta."""
     cdef fn_sets shape = job.shape
-    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize, row
+    cdef Py_ssize_t at = (first + number) * job.shape.apart * job.itemsize
     if rows_share(job):
         job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights,
                                 chunk.k + number * job.itemsize, chunk.width, mean + number,
@@ -13,9 +13,8 @@ cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_
                                 chunk.rows + job.shape.n * job.itemsize)
         return
     shape.sets = count
-    for row in range(count):
-        job.loops.row_weigh(job.dy + at + row * shape.n * job.itemsize, chunk.rows + row * shape.n * job.itemsize,
-                            job.weights + first_weight(job, first + number + row) * job.itemsize, shape.n)
+    job.loops.row_weigh(job.dy + at, chunk.rows, job.weights + first_weight(job, first + number) * job.itemsize,
+                        count * shape.n)  # gammas of one sample, which follow each other
     job.loops.back_sums(chunk.rows, job.x + at, &shape, chunk.k + number * job.itemsize, chunk.width, FN_PLAIN, 0.0,
                         chunk.sums + number)
 

@@ -19,27 +19,23 @@ cdef void take_sets(const NormJob* job, const char* source, Py_ssize_t count, do
     """Lay `count` sets side by side; missing ones are zero."""
     cdef fn_block singles
     cdef Py_ssize_t n = job.shape.n, size = n * FN_LANES
-    if job.itemsize == 8:
-        if count < FN_LANES:
-            memset(tile, 0, size * sizeof(double))
-        job.level.transpose[<int> FN_DOUBLE](source, n, tile, FN_LANES, count, n)
-        return
+    cdef char* place = singles.bytes if job.itemsize == 4 else <char*> tile
     if count < FN_LANES:
-        memset(singles.bytes, 0, size * sizeof(float))
-    job.level.transpose[<int> FN_SINGLE](source, n, singles.bytes, FN_LANES, count, n)
-    job.level.norm_widen(singles.bytes, tile, size)
+        memset(place, 0, size * job.itemsize)
+    job.level.transpose[dtype_of(job)](source, n, place, FN_LANES, count, n)
+    if job.itemsize == 4:
+        job.level.norm_widen(singles.bytes, tile, size)
 
 
 cdef void put_sets(const NormJob* job, const double* tile, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_block singles, block
     cdef Py_ssize_t n = job.shape.n
-    cdef int dtype = FN_SINGLE if job.itemsize == 4 else FN_DOUBLE
     cdef const char* results = <const char*> tile
     cdef char* place = job.result + first * n * job.itemsize
     if job.itemsize == 4:
         job.level.norm_narrow(tile, singles.bytes, n * FN_LANES)
         results = singles.bytes
-    job.level.transpose[dtype](results, FN_LANES, block.bytes if job.streamed else place, n, n, count)
+    job.level.transpose[dtype_of(job)](results, FN_LANES, block.bytes if job.streamed else place, n, n, count)
     if job.streamed:
         emit(job.level, True, place, block.bytes, count * n * job.itemsize)
 
@@ -99,43 +95,45 @@ cdef void add_short_gradients(const NormJob* job, double* tile, Py_ssize_t first
                               double* gradients) noexcept nogil:
     """Add a tile's gradients to those of the elements of the sets from `first` on, and clear it."""
     cdef double sets[TILE]
-    cdef double* place
-    cdef Py_ssize_t n = job.shape.n, i, j
+    cdef Py_ssize_t n = job.shape.n, i
     job.level.transpose[<int> FN_DOUBLE](tile, FN_LANES, sets, n, n, count)
     for i in range(count):
-        place = gradients + first_weight(job, first + i)
-        for j in range(n):
-            place[j] += sets[i * n + j]
+        job.level.norm[<int> FN_DOUBLE].row_add(sets + i * n, gradients + first_weight(job, first + i), n)
     memset(tile, 0, n * FN_LANES * sizeof(double))
 
 
 cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
-    """As backward_unit. Of few groups a tile takes several samples; many go through it a few at a time, sample after sample. In
-    either case the gradients of a place in the tile belong to the same gammas until they are added up."""
+    """As backward_unit, but a few sets of a sample after the other, each through all samples of the block, so that a place in
+    the tile has the same gammas until its gradients are added up. Of few groups a tile takes whole samples."""
     cdef double gamma[TILE]
     cdef double dgamma[TILE]
     cdef double dbeta[TILE]
     cdef Py_ssize_t block = number // job.slices, slice = number % job.slices, groups = job.groups
-    cdef Py_ssize_t first = block * job.block, last = min(job.sets // groups, first + job.block)
+    cdef Py_ssize_t first = block * job.block * groups, last = min(job.sets, first + job.block * groups), at, count
     cdef Py_ssize_t begin = groups * slice // job.slices, end = groups * (slice + 1) // job.slices
-    cdef Py_ssize_t step = sets_side_by_side(job), sample, count
+    cdef Py_ssize_t step = sets_side_by_side(job), apart = groups
     cdef double* gradients = job.partial + block * 2 * gradient_width(job)
     memset(dgamma, 0, sizeof(dgamma))
     memset(dbeta, 0, sizeof(dbeta))
     if groups <= FN_LANES:
-        take_vector(job, job.weights, 1.0, 0, gamma)
-        begin = first * groups
-        while begin < last * groups:
-            back_short_sets(job, begin, min(step, last * groups - begin), gamma, dgamma, dbeta)
-            begin += step
-        add_short_gradients(job, dgamma, 0, step, gradients)
-        add_short_gradients(job, dbeta, 0, step, gradients + gradient_width(job))
-        return
+        end = apart = step
     while begin < end:
         count = min(step, end - begin)
         take_vector(job, job.weights, 1.0, begin, gamma)
-        for sample in range(first, last):
-            back_short_sets(job, sample * groups + begin, count, gamma, dgamma, dbeta)
+        at = first + begin
+        while at < last:
+            back_short_sets(job, at, min(count, last - at), gamma, dgamma, dbeta)
+            at += apart
         add_short_gradients(job, dgamma, begin, count, gradients)
         add_short_gradients(job, dbeta, begin, count, gradients + gradient_width(job))
         begin += count
+
+
+cdef void short_part(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The units of work from `begin` to `end`."""
+    cdef Py_ssize_t unit
+    if job.dy == NULL:
+        forward_short_sets(job, begin, end)
+    else:
+        for unit in range(begin, end):
+            back_short_unit(job, unit)

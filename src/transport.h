@@ -119,7 +119,7 @@ FN_TRANSPOSE_FEW(double, 64)
 #undef FN_TRANSPOSE_FEW
 #endif
 
-/* The same for i < rows and j < columns; the last ones overlap others. */
+/* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. */
 #define FN_TRANSPOSE(real, bits) \
     static inline void fn_transpose_##bits(fn_in x_, ptrdiff_t x_step, fn_out y_, ptrdiff_t y_step, ptrdiff_t rows, \
                                            ptrdiff_t columns) \
