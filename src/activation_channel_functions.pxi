@@ -67,7 +67,8 @@ cdef void finish_runs(const Plan* plan, Operand* operand) noexcept nogil:
     for axis in range(plan.ndim - 1, -1, -1):
         operand.contiguous = operand.contiguous and operand.strides[axis] == stride
         stride *= plan.shape[axis]
-    operand.direct = operand.contiguous and is_native(plan, operand)
+    operand.native = is_native(plan, operand)
+    operand.direct = operand.contiguous and operand.native
 
 
 cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint backward) except -1:
@@ -114,10 +115,10 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
         slopes = job.heap + -<uintptr_t> job.heap % CACHE_LINE
     job.sums = <double*> (slopes + nbytes) if backward else NULL
     if job.spread == 1:
-        move_run(slopes, size, operand.data, stride, channels, size, False)
+        plan.level.move(operand.data, stride, slopes, size, channels, size, False)
     else:
         for i in range(channels):
-            move_run(slopes + i * job.spread * size, size, operand.data + i * stride, 0, job.spread, size, False)
+            plan.level.move(operand.data + i * stride, 0, slopes + i * job.spread * size, size, job.spread, size, False)
     i = channels * job.spread
     while i < count:
         memcpy(slopes + i * size, slopes, i * size)

@@ -71,7 +71,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
                 steps[i] = width
                 if i <= other:
                     move_tile(rows, operand, places[i], count, tiles[i], width, scratch, True)
-                    move_run(tiles[i] - before, plan.itemsize, tiles[i], 0, before // plan.itemsize, plan.itemsize, False)
+                    plan.level.move(tiles[i], 0, tiles[i] - before, plan.itemsize, before // plan.itemsize, plan.itemsize, False)
         if rows.labels != NULL:
             memset(labels, 0, width * sizeof(Py_ssize_t))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
@@ -142,20 +142,12 @@ cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssiz
         return
     if across == size and count >= FN_LANES // 2:
         for i in range(rows.length):
-            move(block + i * step, size, place + i * along, size, count, array, gather)
+            move(plan.level, block + i * step, size, place + i * along, size, count, array, gather)
     else:
         for i in range(count):
-            move(block + i * size, step, place + i * across, along, rows.length, array, gather)
+            move(plan.level, block + i * size, step, place + i * across, along, rows.length, array, gather)
     if array.half and gather:
         plan.level.half_to_single(block, tile, padded(total))
-
-
-cdef inline void move(char* block, Py_ssize_t step, char* place, Py_ssize_t stride, Py_ssize_t n, const Operand* array,
-                      bint gather) noexcept nogil:
-    if gather:
-        move_run(block, step, place, stride, n, array.itemsize, array.swapped)
-    else:
-        move_run(place, stride, block, step, n, array.itemsize, array.swapped)
 
 
 cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) except -1:
@@ -244,15 +236,6 @@ cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
     if threads > 1:
         most = min(most, plan.size // (rows.length * SHARES * threads))
     return max(most & -FN_LANES, <Py_ssize_t> FN_LANES)
-
-
-cdef bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
-    """Whether every element can be read and written where it is."""
-    cdef uintptr_t mixed = <uintptr_t> operand.data
-    cdef int axis
-    for axis in range(plan.ndim):
-        mixed |= <uintptr_t> operand.strides[axis]
-    return operand.itemsize == plan.itemsize and not operand.swapped and mixed % operand.itemsize == 0
 
 
 cdef int run_rows(Rows* rows) except -1:

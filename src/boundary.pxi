@@ -217,7 +217,7 @@ def copy_single(ndarray x, ndarray y):
 
 cdef void run_plan_or_range(Plan* plan):
     if plan.nanoseconds < RELEASE_GIL:
-        run_range(plan, 0, plan.size)
+        run_range(plan, 0, boxes_of(plan))
     else:
         with nogil:
             run_plan(plan)
@@ -270,6 +270,7 @@ cdef void end_plan(Plan* plan, ndarray y):
         finish(plan, &plan.source[i])
     finish(plan, &plan.result)
     plan.streamed = bypasses_caches(plan)
+    lay_boxes(plan)
 
 
 cdef bint may_overlap(ndarray x, ndarray y):
@@ -318,10 +319,19 @@ cdef void describe(Operand* operand, ndarray x):
         operand.strides[axis] = cnp.PyArray_STRIDE(x, axis)
 
 
+cdef inline bint is_native(const Plan* plan, const Operand* operand) noexcept nogil:
+    """Whether every element can be read and written where it is."""
+    cdef uintptr_t mixed = <uintptr_t> operand.data
+    cdef int axis
+    for axis in range(plan.ndim):
+        mixed |= <uintptr_t> operand.strides[axis]
+    return operand.itemsize == plan.itemsize and not operand.swapped and mixed % operand.itemsize == 0
+
+
 cdef void finish(const Plan* plan, Operand* operand) noexcept nogil:
+    operand.native = is_native(plan, operand)
     operand.contiguous = plan.ndim == 1 and (operand.strides[0] == operand.itemsize or plan.size == 1)
-    operand.direct = (operand.contiguous and not operand.swapped and operand.itemsize == plan.itemsize
-                      and <uintptr_t> operand.data % operand.itemsize == 0)
+    operand.direct = operand.contiguous and operand.native
 
 
 cdef void merge_axes(Plan* plan, ndarray y) noexcept:

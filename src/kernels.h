@@ -120,6 +120,8 @@ typedef struct {
     int (*all_below)(fn_in indices, ptrdiff_t n, ptrdiff_t limit);
     void (*half_to_single)(fn_in x, fn_out y, ptrdiff_t n);
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
+    /* copy n words of `itemsize` bytes, `x_step` and `y_step` bytes apart, and reverse their bytes where asked */
+    void (*move)(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t n, int itemsize, int swapped);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */
     int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
                            fn_out var, fn_out invstd, fn_out doubtful);

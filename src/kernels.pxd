@@ -124,6 +124,7 @@ cdef extern from "kernels.h" nogil:
         bint (*all_below)(fn_in indices, Py_ssize_t n, Py_ssize_t limit) noexcept nogil
         void (*half_to_single)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
+        void (*move)(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
         int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
                                fn_out var, fn_out invstd, fn_out doubtful) noexcept nogil

@@ -12,6 +12,7 @@ from kernels cimport *
 cdef extern from "transport.h" nogil:
     void fn_half_to_single(fn_in x, fn_out y, Py_ssize_t n) noexcept
     void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
+    void fn_move(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept
     void fn_stream(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
     void fn_transpose_32(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept
@@ -24,6 +25,7 @@ cdef fn_level level
 level.name = LEVEL_NAME
 level.half_to_single = fn_half_to_single
 level.single_to_half = fn_single_to_half
+level.move = fn_move
 level.stream = fn_stream
 level.transpose[<int> FN_SINGLE] = fn_transpose_32
 level.transpose[<int> FN_DOUBLE] = fn_transpose_64

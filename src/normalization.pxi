@@ -80,11 +80,6 @@ for _number, _row in enumerate(ACTIVATIONS):
 
 # Blocks.
 
-cdef inline Py_ssize_t count_of(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
-    """How many pieces of at most `most` n is cut into."""
-    return (n + most - 1) // most
-
-
 cdef inline int dtype_of(const NormJob* job) noexcept nogil:
     """Of the arrays, as an index of the loops."""
     return FN_SINGLE if job.itemsize == 4 else FN_DOUBLE

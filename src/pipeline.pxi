@@ -1,10 +1,11 @@
 # The block pipeline: load, compute, store.
 #
-# A plan says where the operands are and which kernel runs. Data goes through the kernel in blocks that fit the L1 cache. For
-# each operand a block is either a pointer into the array (contiguous, aligned, native, of the kernel's dtype) or a staging
-# block that is gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays,
-# half precision, in-place results, tails and results past the caches are one mechanism, and no kernel knows of them. Where
-# every operand is direct there is nothing to stage, and one call does it all: of the kernel, or of its twin that works in turns.
+# A plan says where the operands are and which kernel runs. Data goes through the kernel in blocks that fit the L1 cache: boxes
+# of rows and columns, which are one run where the operands are, and square where one of them is transposed. For each operand a
+# block is either a pointer into the array (contiguous, aligned, native, of the kernel's dtype) or a staging block that is
+# gathered, byte-swapped or converted before, and scattered, converted or streamed after. So strided arrays, half precision,
+# in-place results, tails and results past the caches are one mechanism, and no kernel knows of them. Where every operand is
+# direct there is nothing to stage, and one call does it all: of the kernel, or of its twin that works in turns.
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -17,20 +18,14 @@ cdef extern from "transport.h" nogil:
         BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
     void fn_prefetch(const void* address) noexcept
-    uint16_t __builtin_bswap16(uint16_t) noexcept
-    uint32_t __builtin_bswap32(uint32_t) noexcept
-    uint64_t __builtin_bswap64(uint64_t) noexcept
-
-ctypedef fused word:
-    uint16_t
-    uint32_t
-    uint64_t
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's limit
     MAX_INPUTS = 3
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
+    TILE_BYTES = 128    # sides of a box that some operand lies across: whole cache lines either way
+    SHORT_RUN = 64      # bytes below which a run is not worth a call of its own
 
 # Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
 # that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB.
@@ -53,8 +48,9 @@ cdef struct Operand:
     int itemsize
     bint half        # float16: converted to float32 on the way in, from it on the way out
     bint swapped     # bytes in the other order
+    bint native      # of the kernel's dtype, aligned, bytes in order
     bint contiguous  # one run from first to last element
-    bint direct      # contiguous, aligned, native and of the kernel's dtype: blocks are pointers into it
+    bint direct      # both: blocks are pointers into it
 
 cdef struct Plan:
     const fn_level* level
@@ -67,83 +63,145 @@ cdef struct Plan:
     int ndim
     Py_ssize_t shape[MAX_DIMS]
     Py_ssize_t size
-    Py_ssize_t part        # elements a thread takes
+    int across             # the axis of a box's rows; its columns are along the last one
+    Py_ssize_t high, wide  # rows and columns of a box, whose elements are a block
+    Py_ssize_t lead        # columns that the first box of a row lacks, so that the others begin on a cache line
+    Py_ssize_t part        # boxes a thread takes
     Operand source[MAX_INPUTS]
     Operand result
     bint staged            # the result may not be written before its block has been read
     bint streamed
 
 
-cdef void move_words(char* dst, Py_ssize_t dst_step, const char* src, Py_ssize_t src_step, Py_ssize_t n, bint swapped,
-                     word example) noexcept nogil:
-    """Copy n words between strided, possibly misaligned places, reversing their bytes where asked."""
-    cdef Py_ssize_t i
-    cdef word value
-    for i in range(n):
-        memcpy(&value, src, sizeof(word))
-        if swapped:
-            if word is uint16_t:
-                value = __builtin_bswap16(value)
-            elif word is uint32_t:
-                value = __builtin_bswap32(value)
-            else:
-                value = __builtin_bswap64(value)
-        memcpy(dst, &value, sizeof(word))
-        src += src_step
-        dst += dst_step
+cdef struct Box:
+    Py_ssize_t index[MAX_DIMS]  # of its first element
+    Py_ssize_t rows, columns
 
 
-cdef void move_run(char* dst, Py_ssize_t dst_step, const char* src, Py_ssize_t src_step, Py_ssize_t n, int itemsize,
-                   bint swapped) noexcept nogil:
-    if not swapped and dst_step == itemsize and src_step == itemsize:
-        memcpy(dst, src, n * itemsize)
-    elif itemsize == 2:
-        move_words[uint16_t](dst, dst_step, src, src_step, n, swapped, 0)
-    elif itemsize == 4:
-        move_words[uint32_t](dst, dst_step, src, src_step, n, swapped, 0)
+cdef inline Py_ssize_t count_of(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
+    """How many pieces of at most `most` n is cut into."""
+    return (n + most - 1) // most
+
+
+cdef inline Py_ssize_t distance(Py_ssize_t stride) noexcept nogil:
+    return -stride if stride < 0 else stride
+
+
+cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t most, Py_ssize_t unit) noexcept nogil:
+    """The length of a piece where n is cut into pieces of about one length, at most `most`, of whole units as far as possible."""
+    cdef Py_ssize_t each = count_of(n, count_of(n, most))
+    return min(min(n, most), (each + unit - 1) & -unit)
+
+
+cdef void lay_boxes(Plan* plan) noexcept nogil:
+    """Choose the boxes: runs along the last axis, several where they are short, or square where an input runs along another."""
+    cdef int axis, i, last = plan.ndim - 1, longest = 0
+    cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize
+    cdef bint turned = False
+    plan.across, plan.wide, plan.lead = max(last - 1, 0), min(plan.shape[last], most), 0
+    for axis in range(last):
+        longest = axis if plan.shape[axis] > plan.shape[longest] else longest
+    if plan.shape[plan.across] < most // plan.wide:
+        plan.across = longest
+    for i in range(plan.inputs):
+        for axis in range(last):
+            if plan.source[i].strides[axis] and distance(plan.source[i].strides[axis]) < distance(plan.source[i].strides[last]):
+                if not turned or plan.shape[axis] > plan.shape[plan.across]:
+                    plan.across = axis
+                turned = True
+    if turned:
+        plan.wide = even(plan.shape[last], max(TILE_BYTES // plan.itemsize, most // plan.shape[plan.across]), FN_LANES)
+    plan.high = even(plan.shape[plan.across], most // plan.wide, 4) if last else 1
+    if (plan.streamed or turned) and plan.wide < plan.shape[last]:
+        plan.lead = <Py_ssize_t> (<uintptr_t> plan.result.data % CACHE_LINE) // plan.result.itemsize
+
+
+cdef inline Py_ssize_t boxes_wide(const Plan* plan) noexcept nogil:
+    return count_of(plan.shape[plan.ndim - 1] + plan.lead, plan.wide)
+
+
+cdef inline Py_ssize_t boxes_of(const Plan* plan) noexcept nogil:
+    cdef Py_ssize_t count = boxes_wide(plan)
+    if plan.ndim > 1:
+        count *= plan.size // (plan.shape[plan.ndim - 1] * plan.shape[plan.across]) * count_of(plan.shape[plan.across], plan.high)
+    return count
+
+
+cdef void open_box(const Plan* plan, Py_ssize_t number, Box* box) noexcept nogil:
+    cdef int axis, last = plan.ndim - 1
+    cdef Py_ssize_t wide = boxes_wide(plan), high
+    box.index[last] = number % wide * plan.wide - plan.lead
+    box.columns = min(plan.wide, plan.shape[last] - box.index[last])
+    if box.index[last] < 0:
+        box.columns += box.index[last]
+        box.index[last] = 0
+    box.rows = 1
+    if last == 0:
+        return
+    number //= wide
+    high = count_of(plan.shape[plan.across], plan.high)
+    box.index[plan.across] = number % high * plan.high
+    number //= high
+    box.rows = min(plan.high, plan.shape[plan.across] - box.index[plan.across])
+    for axis in range(last - 1, -1, -1):
+        if axis != plan.across:
+            box.index[axis] = number % plan.shape[axis]
+            number //= plan.shape[axis]
+
+
+cdef inline char* place_of(const Plan* plan, const Operand* array, const Box* box) noexcept nogil:
+    cdef char* place = array.data
+    cdef int axis
+    for axis in range(plan.ndim):
+        place += box.index[axis] * array.strides[axis]
+    return place
+
+
+cdef inline void move(const fn_level* level, char* block, Py_ssize_t step, char* place, Py_ssize_t stride, Py_ssize_t n,
+                      const Operand* array, bint gather) noexcept nogil:
+    """Copy n elements from an array to a block, or back, and put their bytes in order."""
+    if gather:
+        level.move(place, stride, block, step, n, array.itemsize, array.swapped)
     else:
-        move_words[uint64_t](dst, dst_step, src, src_step, n, swapped, 0)
+        level.move(block, step, place, stride, n, array.itemsize, array.swapped)
+
+
+cdef void move_box(const fn_level* level, const Operand* array, char* place, Py_ssize_t rows, Py_ssize_t columns,
+                   Py_ssize_t across, Py_ssize_t along, char* block, bint gather) noexcept nogil:
+    """Copy a box of elements, `across` and `along` bytes apart, to the block, row by row, or back."""
+    cdef Py_ssize_t size = array.itemsize, width = columns * size, i
+    cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
+    if rows == 1 or (along == size and across == width):
+        move(level, block, size, place, along, rows * columns, array, gather)
+    elif array.native and across == size:
+        if gather:
+            level.transpose[dtype](place, along // size, block, columns, columns, rows)
+        else:
+            level.transpose[dtype](block, columns, place, along // size, rows, columns)
+    elif columns >= rows or (along == size and width >= SHORT_RUN):
+        for i in range(rows):
+            move(level, block + i * width, size, place + i * across, along, columns, array, gather)
+    else:
+        for i in range(columns):
+            move(level, block + i * size, width, place + i * along, across, rows, array, gather)
 
 
 cdef void move_block(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block,
                      bint gather) noexcept nogil:
-    """Copy the n elements from position `start` on (in C order of the plan's shape) to the block, or back."""
-    cdef Py_ssize_t index[MAX_DIMS]
-    cdef Py_ssize_t rest = start, run, step = array.itemsize
-    cdef char* place = array.data
-    cdef int axis, last = plan.ndim - 1
-    if array.contiguous:
-        place += start * step
-        if gather:
-            move_run(block, step, place, step, n, array.itemsize, array.swapped)
-        else:
-            move_run(place, step, block, step, n, array.itemsize, array.swapped)
-        return
-    for axis in range(last, -1, -1):
-        index[axis] = rest % plan.shape[axis]
-        rest //= plan.shape[axis]
-        place += index[axis] * array.strides[axis]
-    while True:
-        run = min(n, plan.shape[last] - index[last])
-        if gather:
-            move_run(block, step, place, array.strides[last], run, array.itemsize, array.swapped)
-        else:
-            move_run(place, array.strides[last], block, step, run, array.itemsize, array.swapped)
-        n -= run
-        if n == 0:
-            return
-        block += run * step
-        place -= index[last] * array.strides[last]
-        index[last] = 0
-        axis = last - 1
-        while True:
-            index[axis] += 1
-            place += array.strides[axis]
-            if index[axis] < plan.shape[axis]:
-                break
-            place -= index[axis] * array.strides[axis]
-            index[axis] = 0
-            axis -= 1
+    """Copy the n elements from position `start` on (in C order of the plan's shape) to the block, or back: whole rows
+    together, and what is before and after them."""
+    cdef int last = plan.ndim - 1
+    cdef Py_ssize_t length = plan.shape[last], beside = plan.shape[last - 1] if last else 1, rows, columns, first
+    while n:
+        first = start % length
+        rows = min(n // length, beside - start // length % beside) if first == 0 else 0
+        columns = length if rows else min(n, length - first)
+        rows = max(rows, <Py_ssize_t> 1)
+        move_box(plan.level, array, place_at(plan, array, start, plan.ndim), rows, columns,
+                 array.strides[last - 1] if last else 0, array.strides[last], block, gather)
+        start += rows * columns
+        block += rows * columns * array.itemsize
+        n -= rows * columns
 
 
 cdef inline char* place_at(const Plan* plan, const Operand* array, Py_ssize_t position, int axes) noexcept nogil:
@@ -165,14 +223,38 @@ cdef const char* load(const Plan* plan, const Operand* array, Py_ssize_t start, 
     cdef fn_block halves
     if array.direct and n % FN_LANES == 0:
         return array.data + start * plan.itemsize
+    move_block(plan, array, start, n, halves.bytes if array.half else block, True)
+    return completed(plan, array, halves.bytes, n, block)
+
+
+cdef inline const char* completed(const Plan* plan, const Operand* array, char* halves, Py_ssize_t n, char* block) noexcept nogil:
+    """The block with n gathered elements: converted from half precision, and padded with zeros."""
+    cdef char* filled = halves if array.half else block
+    memset(filled + n * array.itemsize, 0, (padded(n) - n) * array.itemsize)
     if array.half:
-        memset(halves.bytes, 0, padded(n) * 2)
-        move_block(plan, array, start, n, halves.bytes, True)
-        plan.level.half_to_single(halves.bytes, block, padded(n))
-    else:
-        move_block(plan, array, start, n, block, True)
-        memset(block + n * plan.itemsize, 0, (padded(n) - n) * plan.itemsize)
+        plan.level.half_to_single(halves, block, padded(n))
     return block
+
+
+cdef inline bint in_one_run(const Operand* array, const Box* box, Py_ssize_t across, Py_ssize_t along) noexcept nogil:
+    """Whether the elements of a box follow each other, in order, so many that they make whole vectors."""
+    return (along == array.itemsize and (box.rows == 1 or across == box.columns * along) and not array.swapped
+            and box.rows * box.columns % FN_LANES == 0)
+
+
+cdef const char* load_box(const Plan* plan, const Operand* array, const Box* box, char* block) noexcept nogil:
+    """As `load`."""
+    cdef fn_block halves
+    cdef char* place = place_of(plan, array, box)
+    cdef Py_ssize_t across = array.strides[plan.across], along = array.strides[plan.ndim - 1], n = box.rows * box.columns
+    if in_one_run(array, box, across, along):
+        if array.native:
+            return place
+        if array.half:
+            plan.level.half_to_single(place, block, n)
+            return block
+    move_box(plan.level, array, place, box.rows, box.columns, across, along, halves.bytes if array.half else block, True)
+    return completed(plan, array, halves.bytes, n, block)
 
 
 cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
@@ -189,15 +271,30 @@ cdef inline void emit(const fn_level* level, bint streamed, char* place, const c
 
 
 cdef void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
-    cdef const Operand* array = &plan.result
     cdef fn_block halves
-    if array.half:
+    if plan.result.half:
         plan.level.single_to_half(block, halves.bytes, padded(n))
         block = halves.bytes
-    if plan.streamed:
-        emit(plan.level, True, array.data + start * array.itemsize, block, n * array.itemsize)
-    else:
-        move_block(plan, array, start, n, <char*> block, False)
+    move_block(plan, &plan.result, start, n, <char*> block, False)
+
+
+cdef void store_box(const Plan* plan, const Box* box, const char* block) noexcept nogil:
+    cdef const Operand* array = &plan.result
+    cdef fn_block halves
+    cdef char* place = place_of(plan, array, box)
+    cdef Py_ssize_t across = array.strides[plan.across], along = array.strides[plan.ndim - 1]
+    cdef Py_ssize_t n = box.rows * box.columns, nbytes = box.columns * array.itemsize, row
+    if array.half:
+        if in_one_run(array, box, across, along) and not plan.streamed:
+            plan.level.single_to_half(block, place, n)
+            return
+        plan.level.single_to_half(block, halves.bytes, padded(n))
+        block = halves.bytes
+    if not plan.streamed:
+        move_box(plan.level, array, place, box.rows, box.columns, across, along, <char*> block, False)
+        return
+    for row in range(box.rows):
+        emit(plan.level, True, place + row * across, block + row * nbytes, nbytes)
 
 
 cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize) noexcept nogil:
@@ -249,50 +346,77 @@ cdef inline bint all_direct(const Plan* plan) noexcept nogil:
     return plan.source[0].direct and plan.source[plan.inputs - 1].direct and plan.result.direct
 
 
-cdef void run_range(const Plan* plan, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+cdef inline bint in_rows(const Plan* plan) noexcept nogil:
+    """Whether the kernel can run on every row where it is."""
+    cdef int i
+    for i in range(plan.inputs):
+        if not (plan.source[i].native and plan.source[i].strides[plan.ndim - 1] == plan.itemsize):
+            return False
+    return (plan.result.native and plan.result.strides[plan.ndim - 1] == plan.itemsize and plan.wide >= FN_LANES
+            and not (plan.staged or plan.streamed))
+
+
+cdef void run_rows_of(const Plan* plan, const Box* box) noexcept nogil:
+    cdef int last = plan.inputs - 1
+    cdef const char* a = place_of(plan, &plan.source[0], box)
+    cdef const char* b = place_of(plan, &plan.source[last], box)
+    cdef char* y = place_of(plan, &plan.result, box)
+    cdef Py_ssize_t row
+    for row in range(box.rows):
+        run_direct(plan.kernel, a + row * plan.source[0].strides[plan.across], b + row * plan.source[last].strides[plan.across],
+                   y + row * plan.result.strides[plan.across], box.columns, plan.itemsize, plan.params)
+
+
+cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The boxes from number `begin` on, before number `end`."""
     cdef fn_block blocks[MAX_INPUTS + 1]
     cdef const char* sources[MAX_INPUTS]
     cdef char* result
-    cdef Py_ssize_t most = BLOCK_BYTES // plan.itemsize, n
-    cdef bint in_turns = plan.staged or plan.streamed
-    cdef bint in_place = plan.result.direct and not in_turns
+    cdef Box box
+    cdef Py_ssize_t start, number
+    cdef bint in_turns = plan.staged or plan.streamed, by_row = in_rows(plan)
     cdef int i, last = plan.inputs - 1
     if all_direct(plan) and not (in_turns and plan.turns == NULL):
-        sources[0] = plan.source[0].data + start * plan.itemsize
-        sources[last] = plan.source[last].data + start * plan.itemsize
-        result = plan.result.data + start * plan.itemsize
-        n = stop - start
-        if in_turns:
-            run_turns(plan.kernel, plan.turns, sources[0], sources[last], result, n, plan.itemsize, plan.params, plan.streamed)
-        else:
-            run_direct(plan.kernel, sources[0], sources[last], result, n, plan.itemsize, plan.params)
-        start = stop
-    while start < stop:
-        n = min(stop - start, most)
-        if plan.streamed and <uintptr_t> (plan.result.data + start * plan.result.itemsize) % CACHE_LINE:
-            # a first short block up to the next cache line, so that all others start on one
-            n = before_line(plan.result.data + start * plan.result.itemsize, n, plan.result.itemsize)
+        start = max(<Py_ssize_t> 0, begin * plan.wide - plan.lead)
+        run_run(plan, start, min(plan.size, end * plan.wide - plan.lead) - start)
+        end = begin
+    for number in range(begin, end):
+        open_box(plan, number, &box)
+        if by_row and box.columns >= FN_LANES:
+            run_rows_of(plan, &box)
+            continue
+        result = place_of(plan, &plan.result, &box)
         for i in range(plan.inputs):
-            sources[i] = load(plan, &plan.source[i], start, n, blocks[i].bytes)
-        result = blocks[MAX_INPUTS].bytes
-        if in_place and n % FN_LANES == 0:
-            result = plan.result.data + start * plan.itemsize
-        plan.kernel(sources[0], sources[last], result, padded(n), plan.params)
+            sources[i] = load_box(plan, &plan.source[i], &box, blocks[i].bytes)
+        if in_turns or not (plan.result.native and in_one_run(&plan.result, &box, plan.result.strides[plan.across],
+                                                              plan.result.strides[plan.ndim - 1])):
+            result = blocks[MAX_INPUTS].bytes
+        plan.kernel(sources[0], sources[last], result, padded(box.rows * box.columns), plan.params)
         if result == blocks[MAX_INPUTS].bytes:
-            store(plan, start, n, result)
-        start += n
+            store_box(plan, &box, result)
     if plan.streamed:
         fn_stream_fence()
 
 
+cdef void run_run(const Plan* plan, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """n elements of operands that are direct."""
+    cdef const char* a = plan.source[0].data + start * plan.itemsize
+    cdef const char* b = plan.source[plan.inputs - 1].data + start * plan.itemsize
+    cdef char* y = plan.result.data + start * plan.itemsize
+    if plan.staged or plan.streamed:
+        run_turns(plan.kernel, plan.turns, a, b, y, n, plan.itemsize, plan.params, plan.streamed)
+    else:
+        run_direct(plan.kernel, a, b, y, n, plan.itemsize, plan.params)
+
+
 cdef void run_part(void* context, int part) noexcept nogil:
     cdef const Plan* plan = <const Plan*> context
-    run_range(plan, part * plan.part, min(plan.size, (part + 1) * plan.part))
+    run_range(plan, part * plan.part, min(boxes_of(plan), (part + 1) * plan.part))
 
 
 cdef void run_plan(Plan* plan) noexcept nogil:
-    """Run the plan on as many threads as the estimated time is worth; parts begin on whole cache lines of elements."""
-    cdef Py_ssize_t moved = (plan.inputs + 1) * plan.size * plan.result.itemsize
-    cdef int parts = parts_for(max(plan.nanoseconds, MOVING * moved if moved > NEAR_BYTES else 0.0), plan.size // FN_LANES)
-    plan.part = plan.size if parts == 1 else (count_of(plan.size, parts) + BLOCK_BYTES - 1) & -BLOCK_BYTES
-    fn_parallel(run_part, plan, <int> count_of(plan.size, plan.part))
+    """Run the plan on as many threads as the estimated time is worth."""
+    cdef Py_ssize_t moved = (plan.inputs + 1) * plan.size * plan.result.itemsize, boxes = boxes_of(plan)
+    cdef int parts = parts_for(max(plan.nanoseconds, MOVING * moved if moved > NEAR_BYTES else 0.0), boxes)
+    plan.part = count_of(boxes, parts)
+    fn_parallel(run_part, plan, <int> count_of(boxes, plan.part))

@@ -22,7 +22,21 @@ typedef struct {
 } fn_block;
 
 /* n is rounded down to whole groups of FN_LANES */
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 16)
+        _mm512_storeu_ps((float *)y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)x + i))));
+}
+
+static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 16) {
+        __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps((const float *)x + i), _MM_FROUND_TO_NEAREST_INT);
+        _mm256_storeu_si256((__m256i *)((uint16_t *)y + i), half);
+    }
+}
+#elif defined(__F16C__)
 static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 8)
@@ -150,6 +164,48 @@ FN_TRANSPOSE_FEW(double, 64)
 FN_TRANSPOSE(float, 32)
 FN_TRANSPOSE(double, 64)
 #undef FN_TRANSPOSE
+
+/* n words, the steps apart (in bytes), possibly misaligned, with their bytes reversed where asked. The steps of views that reverse
+ * or skip have loops of their own, which the compiler makes of vectors. */
+#define FN_EVERY(x_step, y_step, value) \
+    for (ptrdiff_t i = 0; i < n; i++) { \
+        const word w = *(const word *)(x + i * (x_step)); \
+        *(word *)(y + i * (y_step)) = value; \
+    }
+#define FN_MOVE(bits) \
+    static inline void fn_move_##bits(const char *restrict x, ptrdiff_t x_step, char *restrict y, ptrdiff_t y_step, ptrdiff_t n, \
+                                      int swapped) \
+    { \
+        typedef uint##bits##_t __attribute__((aligned(1), may_alias)) word; \
+        enum { SIZE = bits / 8 }; \
+        if (swapped && x_step == SIZE && y_step == SIZE) \
+            FN_EVERY(SIZE, SIZE, __builtin_bswap##bits(w)) \
+        else if (swapped) \
+            FN_EVERY(x_step, y_step, __builtin_bswap##bits(w)) \
+        else if (y_step == SIZE && x_step == 2 * SIZE) \
+            FN_EVERY(2 * SIZE, SIZE, w) \
+        else if (y_step == SIZE && x_step == -SIZE) \
+            FN_EVERY(-SIZE, SIZE, w) \
+        else \
+            FN_EVERY(x_step, y_step, w) \
+    }
+FN_MOVE(16)
+FN_MOVE(32)
+FN_MOVE(64)
+#undef FN_MOVE
+#undef FN_EVERY
+
+static inline void fn_move(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t n, int itemsize, int swapped)
+{
+    if (!swapped && x_step == itemsize && y_step == itemsize)
+        memcpy(y, x, (size_t)(n * itemsize));
+    else if (itemsize == 2)
+        fn_move_16(x, x_step, y, y_step, n, swapped);
+    else if (itemsize == 4)
+        fn_move_32(x, x_step, y, y_step, n, swapped);
+    else
+        fn_move_64(x, x_step, y, y_step, n, swapped);
+}
 
 /* 64 bytes past the caches; dst is aligned to as many. */
 static inline void fn_stream_line(char *dst, const char *src)

@@ -1,6 +1,7 @@
 """`out=`, in-place work and every kind of overlap; subclasses, masked, 0-d and zero-size arrays; large results."""
 
 import sys
+from itertools import permutations
 from pathlib import Path
 from platform import machine
 
@@ -266,6 +267,44 @@ def test_streamed_results(case, dtype, streamed, threads):
     saved = case.saved(x)
     assert_streamed_alike(streamed, lambda out: case.forward(fn, x, out=out), x)
     assert_streamed_alike(streamed, lambda out: case.backward(fn, x[::-1].copy(), saved, out=out), x)
+
+
+def views(shape):
+    """Functions that make a view of this shape: its axes in every order in memory, with gaps, and from the end."""
+    for order in permutations(range(len(shape))):
+        for gap in (1, 2, 3):
+            for sign in (1, -1):
+
+                def view(dtype, order=order, gap=gap, sign=sign):
+                    lengths = [shape[axis] for axis in order]
+                    raw = np.full((*lengths[:-1], lengths[-1] * gap + 1), 7, dtype)
+                    part = raw[..., 1 : lengths[-1] * gap + 1 : gap][..., ::sign]
+                    return raw, part.transpose(np.argsort(order))
+
+                yield view
+
+
+@pytest.mark.parametrize("shape", [(31, 70, 145), (1, 203, 196), (300, 2, 5), (2, 3, 1100)], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, np.dtype(">f4")], ids=lambda dtype: np.dtype(dtype).str)
+def test_blocks_of_every_view(shape, dtype, streamed, threads):
+    """Boxes of all kinds, of inputs and results alike: the bits of contiguous arrays, nothing written beside them."""
+    native = np.dtype(dtype).newbyteorder("=")
+    values = np.resize(sample(native.type, 500), shape)
+    want, slope = fn.relu(values), fn.silu_backward(values[::-1].copy(), values)
+    for number, view in enumerate(views(shape)):
+        streamed(number % 4 < 2)
+        _, x = view(dtype)
+        x[...] = values
+        assert_same_bits(fn.relu(x), want)
+        raw, out = view(native)
+        fn.relu(values, out=out)
+        assert_same_bits(out, want)
+        assert np.count_nonzero(raw == 7) == raw.size - out.size + np.count_nonzero(want == 7)
+        fn.silu_backward(values[::-1].copy(), x, out=out)
+        assert_same_bits(out, slope)
+        out[...] = values
+        fn.relu(out, out=out)
+        assert_same_bits(out, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
