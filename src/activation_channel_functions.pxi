@@ -277,12 +277,12 @@ cdef void pieces_part(void* context, int part) noexcept nogil:
         which = <Py_ssize_t*> plan.source[1].data + start if which_direct else indices
         if job.backward:
             if not which_direct:
-                move_block(&plan, &plan.source[1], start, n, <char*> which, True)
+                exchange(&plan, &plan.source[1], start, n, <char*> which, True)
             spread_pieces(job, &plan, start, n, which, blocks)
         else:
             take_largest(job, &plan, start, n, which, blocks)
             if not which_direct:
-                move_block(&plan, &plan.source[1], start, n, <char*> which, False)
+                exchange(&plan, &plan.source[1], start, n, <char*> which, False)
         start += n
 
 

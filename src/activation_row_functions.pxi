@@ -1,9 +1,10 @@
 # The activations of whole rows: softmax, log_softmax and cross_entropy.
 
 cdef enum:
-    # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too
+    # bytes of what the column form takes together: half of a usual L2 cache; less where it is staged, too, least where transposed
     PANEL_BYTES = 1 << 19
-    STAGED_PANEL_BYTES = 1 << 14
+    STAGED_PANEL_BYTES = 1 << 17
+    TURNED_PANEL_BYTES = 1 << 14
     TOGETHER_BYTES = 1 << 13 # what the row form reads together
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
@@ -43,7 +44,8 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Operand* operand
     # in the row form, what must be there before the row
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.by_row else 0
-    cdef Py_ssize_t nbytes = padded(rows.length * rows.width) * plan.itemsize + before
+    cdef Py_ssize_t pitch = padded(rows.length)
+    cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
@@ -60,7 +62,9 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)
-        width = count if rows.by_row else padded(count)
+        width = count
+        if not rows.by_row:
+            width = pitch = padded(count)
         for i in range(3):
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
             places[i] = place_at(plan, operand, tile // rows.tiles, plan.ndim - 2) + first * operand.strides[plan.ndim - 2]
@@ -68,9 +72,9 @@ cdef void rows_part(void* context, int part) noexcept nogil:
             steps[i] = operand.strides[plan.ndim - 2 if rows.by_row else plan.ndim - 1] // plan.itemsize
             if not operand.direct or count < width:
                 used[i] = tiles[i]
-                steps[i] = width
+                steps[i] = pitch
                 if i <= other:
-                    move_tile(rows, operand, places[i], count, tiles[i], width, scratch, True)
+                    move_tile(rows, operand, places[i], count, tiles[i], pitch, scratch, True)
                     plan.level.move(tiles[i], 0, tiles[i] - before, plan.itemsize, before // plan.itemsize, plan.itemsize, False)
         if rows.labels != NULL:
             memset(labels, 0, width * sizeof(Py_ssize_t))
@@ -78,7 +82,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &loss)
         if used[2] == tiles[2]:
-            move_tile(rows, &plan.result, places[2], count, tiles[2], width, scratch, False)
+            move_tile(rows, &plan.result, places[2], count, tiles[2], pitch, scratch, False)
         if rows.labels != NULL:
             memcpy(rows.losses + first, losses, count * sizeof(double))
     free(heap)
@@ -122,32 +126,18 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     free(heap)
 
 
-cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, Py_ssize_t width,
-                    char* scratch, bint gather) noexcept nogil:
-    """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing are zero."""
+cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssize_t count, char* tile, Py_ssize_t pitch,
+                    char* room, bint gather) noexcept nogil:
+    """Copy `count` rows to a tile in the kernel's dtype, or back. What rows are missing beside others are zero."""
     cdef const Plan* plan = &rows.plan
-    cdef Py_ssize_t size = array.itemsize, i, total = rows.length * width, step = width * size
     cdef Py_ssize_t across = array.strides[plan.ndim - 2], along = array.strides[plan.ndim - 1]
-    cdef char* block = scratch if array.half else tile
-    cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
-    if array.half and not gather:
-        plan.level.single_to_half(tile, block, padded(total))
-    if gather and count < width:
-        memset(block, 0, total * size)
-    if array.contiguous and width > 1:
-        if gather:
-            plan.level.transpose[dtype](place, across // size, tile, width, count, rows.length)
-        else:
-            plan.level.transpose[dtype](tile, width, place, across // size, rows.length, count)
+    if rows.by_row:
+        exchange_box(plan.level, array, place, count, rows.length, across, along, tile, pitch, room, gather)
         return
-    if across == size and count >= FN_LANES // 2:
-        for i in range(rows.length):
-            move(plan.level, block + i * step, size, place + i * along, size, count, array, gather)
-    else:
-        for i in range(count):
-            move(plan.level, block + i * size, step, place + i * across, along, rows.length, array, gather)
-    if array.half and gather:
-        plan.level.half_to_single(block, tile, padded(total))
+    if gather and count < pitch:
+        memset(tile, 0, rows.length * pitch * plan.itemsize)
+        memset(room, 0, rows.length * pitch * plan.itemsize)
+    exchange_box(plan.level, array, place, rows.length, count, along, across, tile, pitch, room, gather)
 
 
 cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) except -1:
@@ -188,12 +178,14 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     rows.lanes = plan.shape[last]
     plan.shape[last + 1] = rows.length
     plan.ndim += 1
-    rows.by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and abs(row_stride[0]) <= abs(plan.source[0].strides[last]))
+    rows.by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and (rows.lanes < FN_LANES
+                                     or abs(row_stride[0]) <= abs(plan.source[0].strides[last])))
     for i in range(plan.inputs + 1):
-        operands[i].contiguous = is_native(plan, operands[i]) and row_stride[i] == plan.itemsize  # row by row
+        operands[i].native = is_native(plan, operands[i])
+        operands[i].contiguous = operands[i].native and row_stride[i] == plan.itemsize  # row by row
         operands[i].direct = operands[i].contiguous and rows.length >= FN_GROUP
         if not rows.by_row:
-            operands[i].direct = is_native(plan, operands[i]) and operands[i].strides[last] == plan.itemsize
+            operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
     plan.streamed = (rows.by_row and is_product(kind, direction) and all_direct(plan) and follow_each_other(rows)
                      and bypasses_caches(plan))
@@ -218,19 +210,28 @@ cdef bint follow_each_other(const Rows* rows) noexcept nogil:
             and plan.source[0].strides[0] == nbytes and plan.source[1].strides[0] == nbytes)
 
 
+cdef inline bint are_beside(const Plan* plan) noexcept nogil:
+    """Whether one element of all rows is closer together than one row is."""
+    return distance(plan.source[0].strides[plan.ndim - 2]) < distance(plan.source[0].strides[plan.ndim - 1])
+
+
 cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
-    """How many the row form takes together: as many as the first-level cache keeps from one phase to the next."""
+    """How many the row form takes together: as many as the first-level cache keeps from one phase to the next, or more where they
+    are read across."""
     cdef const Plan* plan = &rows.plan
-    if plan.streamed or not all_direct(plan):
+    cdef Py_ssize_t nbytes = rows.length * plan.itemsize, most = TOGETHER_BYTES // (plan.inputs * nbytes)
+    if plan.streamed or rows.length < FN_GROUP:
         return 1
-    return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER,
-                                   TOGETHER_BYTES // (plan.inputs * rows.length * plan.itemsize)))
+    if are_beside(plan):
+        most = max(most, PANEL_BYTES // nbytes)
+    return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER, most))
 
 
 cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
     """How many the column form takes together: as many as fit the cache, but not so many that a thread has nothing to do."""
     cdef const Plan* plan = &rows.plan
-    cdef Py_ssize_t nbytes = PANEL_BYTES if all_direct(plan) else STAGED_PANEL_BYTES
+    cdef Py_ssize_t staged = STAGED_PANEL_BYTES if are_beside(plan) else TURNED_PANEL_BYTES
+    cdef Py_ssize_t nbytes = PANEL_BYTES if all_direct(plan) else staged
     cdef int threads = current_threads()
     cdef Py_ssize_t most = min(rows.lanes, min(<Py_ssize_t> FN_SIDE_BYTES, nbytes // rows.length) // plan.itemsize)
     if threads > 1:

@@ -167,40 +167,102 @@ cdef inline void move(const fn_level* level, char* block, Py_ssize_t step, char*
 
 
 cdef void move_box(const fn_level* level, const Operand* array, char* place, Py_ssize_t rows, Py_ssize_t columns,
-                   Py_ssize_t across, Py_ssize_t along, char* block, bint gather) noexcept nogil:
-    """Copy a box of elements, `across` and `along` bytes apart, to the block, row by row, or back."""
-    cdef Py_ssize_t size = array.itemsize, width = columns * size, i
+                   Py_ssize_t across, Py_ssize_t along, char* block, Py_ssize_t pitch, bint gather) noexcept nogil:
+    """Copy a box of elements, `across` and `along` bytes apart, to a block whose rows are `pitch` elements apart, or back."""
+    cdef Py_ssize_t size = array.itemsize, width = columns * size, step = pitch * size, i
     cdef int dtype = FN_DOUBLE if size == 8 else FN_SINGLE
-    if rows == 1 or (along == size and across == width):
+    if rows == 1 or (along == size and across == width and step == width):
         move(level, block, size, place, along, rows * columns, array, gather)
     elif array.native and across == size:
         if gather:
-            level.transpose[dtype](place, along // size, block, columns, columns, rows)
+            level.transpose[dtype](place, along // size, block, pitch, columns, rows)
         else:
-            level.transpose[dtype](block, columns, place, along // size, rows, columns)
+            level.transpose[dtype](block, pitch, place, along // size, rows, columns)
     elif columns >= rows or (along == size and width >= SHORT_RUN):
         for i in range(rows):
-            move(level, block + i * width, size, place + i * across, along, columns, array, gather)
+            move(level, block + i * step, size, place + i * across, along, columns, array, gather)
     else:
         for i in range(columns):
-            move(level, block + i * size, width, place + i * along, across, rows, array, gather)
+            move(level, block + i * size, step, place + i * along, across, rows, array, gather)
 
 
-cdef void move_block(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block,
-                     bint gather) noexcept nogil:
+cdef void convert(const fn_level* level, char* halves, char* singles, Py_ssize_t n, bint gather) noexcept nogil:
+    """n halves to singles, or back; a vector of its own takes the end in."""
+    cdef Py_ssize_t whole = n & -FN_LANES, last = n - FN_LANES
+    cdef char few[2 * FN_LANES]
+    cdef char results[4 * FN_LANES]
+    if gather:
+        level.half_to_single(halves, singles, whole)
+        if whole == 0:
+            memset(few, 0, sizeof(few))
+            memcpy(few, halves, 2 * n)
+            level.half_to_single(few, results, FN_LANES)
+            memcpy(singles, results, 4 * n)
+        elif whole < n:
+            level.half_to_single(halves + 2 * last, singles + 4 * last, FN_LANES)
+    else:
+        level.single_to_half(singles, halves, whole)
+        if whole == 0:
+            memset(results, 0, sizeof(results))
+            memcpy(results, singles, 4 * n)
+            level.single_to_half(results, few, FN_LANES)
+            memcpy(halves, few, 2 * n)
+        elif whole < n:
+            level.single_to_half(singles + 4 * last, halves + 2 * last, FN_LANES)
+
+
+cdef void convert_runs(const fn_level* level, char* halves, Py_ssize_t step, char* singles, Py_ssize_t pitch, Py_ssize_t runs,
+                       Py_ssize_t n, bint gather) noexcept nogil:
+    """Runs of n halves, `step` bytes apart, to runs of singles, `pitch` of them apart, or back."""
+    cdef Py_ssize_t i
+    if step == 2 * n and pitch == n:
+        convert(level, halves, singles, runs * n, gather)
+        return
+    for i in range(runs):
+        convert(level, halves + i * step, singles + 4 * i * pitch, n, gather)
+
+
+cdef void exchange_box(const fn_level* level, const Operand* array, char* place, Py_ssize_t rows, Py_ssize_t columns,
+                       Py_ssize_t across, Py_ssize_t along, char* block, Py_ssize_t pitch, char* room,
+                       bint gather) noexcept nogil:
+    """As `move_box`, between an array and a block in the kernel's dtype; room: as large as the block."""
+    if not array.half:
+        move_box(level, array, place, rows, columns, across, along, block, pitch, gather)
+    elif along == 2 and not array.swapped and (rows == 1 or columns >= FN_LANES):
+        convert_runs(level, place, across, block, pitch, rows, columns, gather)
+    elif across == 2 and not array.swapped and (along == 2 * rows or rows >= FN_LANES):
+        if gather:
+            convert_runs(level, place, along, room, rows, columns, rows, True)
+            level.transpose[<int> FN_SINGLE](room, rows, block, pitch, columns, rows)
+        else:
+            level.transpose[<int> FN_SINGLE](block, pitch, room, rows, rows, columns)
+            convert_runs(level, place, along, room, rows, columns, rows, False)
+    elif gather:
+        move_box(level, array, place, rows, columns, across, along, room, pitch, True)
+        convert(level, room, block, (rows - 1) * pitch + columns, True)
+    else:
+        convert(level, room, block, (rows - 1) * pitch + columns, False)
+        move_box(level, array, place, rows, columns, across, along, room, pitch, False)
+
+
+cdef void exchange(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block,
+                   bint gather) noexcept nogil:
     """Copy the n elements from position `start` on (in C order of the plan's shape) to the block, or back: whole rows
     together, and what is before and after them."""
+    cdef fn_block room
     cdef int last = plan.ndim - 1
-    cdef Py_ssize_t length = plan.shape[last], beside = plan.shape[last - 1] if last else 1, rows, columns, first
+    cdef Py_ssize_t length = plan.shape[last], beside = plan.shape[last - 1] if last else 1
+    cdef Py_ssize_t rows, columns, first, most
     while n:
         first = start % length
-        rows = min(n // length, beside - start // length % beside) if first == 0 else 0
-        columns = length if rows else min(n, length - first)
+        most = min(n, <Py_ssize_t> BLOCK_ITEMS)
+        rows = min(most // length, beside - start // length % beside) if first == 0 else 0
+        columns = length if rows else min(most, length - first)
         rows = max(rows, <Py_ssize_t> 1)
-        move_box(plan.level, array, place_at(plan, array, start, plan.ndim), rows, columns,
-                 array.strides[last - 1] if last else 0, array.strides[last], block, gather)
+        exchange_box(plan.level, array, place_at(plan, array, start, plan.ndim), rows, columns,
+                     array.strides[last - 1] if last else 0, array.strides[last], block, columns, room.bytes, gather)
         start += rows * columns
-        block += rows * columns * array.itemsize
+        block += rows * columns * (plan.itemsize if array.half else array.itemsize)
         n -= rows * columns
 
 
@@ -218,43 +280,35 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + FN_LANES - 1) & -FN_LANES
 
 
+cdef inline void pad(char* block, Py_ssize_t n, int itemsize) noexcept nogil:
+    memset(block + n * itemsize, 0, (padded(n) - n) * itemsize)
+
+
 cdef const char* load(const Plan* plan, const Operand* array, Py_ssize_t start, Py_ssize_t n, char* block) noexcept nogil:
     """A pointer to n elements in the kernel's dtype, padded with zeros: into the array itself or to the filled block."""
-    cdef fn_block halves
     if array.direct and n % FN_LANES == 0:
         return array.data + start * plan.itemsize
-    move_block(plan, array, start, n, halves.bytes if array.half else block, True)
-    return completed(plan, array, halves.bytes, n, block)
-
-
-cdef inline const char* completed(const Plan* plan, const Operand* array, char* halves, Py_ssize_t n, char* block) noexcept nogil:
-    """The block with n gathered elements: converted from half precision, and padded with zeros."""
-    cdef char* filled = halves if array.half else block
-    memset(filled + n * array.itemsize, 0, (padded(n) - n) * array.itemsize)
-    if array.half:
-        plan.level.half_to_single(halves, block, padded(n))
+    exchange(plan, array, start, n, block, True)
+    pad(block, n, plan.itemsize)
     return block
 
 
-cdef inline bint in_one_run(const Operand* array, const Box* box, Py_ssize_t across, Py_ssize_t along) noexcept nogil:
-    """Whether the elements of a box follow each other, in order, so many that they make whole vectors."""
-    return (along == array.itemsize and (box.rows == 1 or across == box.columns * along) and not array.swapped
-            and box.rows * box.columns % FN_LANES == 0)
+cdef inline bint is_direct(const Plan* plan, const Operand* array, const Box* box) noexcept nogil:
+    """Whether the elements of a box are whole vectors that the kernel can take where they are."""
+    return (array.native and array.strides[plan.ndim - 1] == plan.itemsize and box.rows * box.columns % FN_LANES == 0
+            and (box.rows == 1 or array.strides[plan.across] == box.columns * plan.itemsize))
 
 
 cdef const char* load_box(const Plan* plan, const Operand* array, const Box* box, char* block) noexcept nogil:
     """As `load`."""
-    cdef fn_block halves
+    cdef fn_block room
     cdef char* place = place_of(plan, array, box)
-    cdef Py_ssize_t across = array.strides[plan.across], along = array.strides[plan.ndim - 1], n = box.rows * box.columns
-    if in_one_run(array, box, across, along):
-        if array.native:
-            return place
-        if array.half:
-            plan.level.half_to_single(place, block, n)
-            return block
-    move_box(plan.level, array, place, box.rows, box.columns, across, along, halves.bytes if array.half else block, True)
-    return completed(plan, array, halves.bytes, n, block)
+    if is_direct(plan, array, box):
+        return place
+    exchange_box(plan.level, array, place, box.rows, box.columns, array.strides[plan.across], array.strides[plan.ndim - 1],
+                 block, box.columns, room.bytes, True)
+    pad(block, box.rows * box.columns, plan.itemsize)
+    return block
 
 
 cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
@@ -270,29 +324,22 @@ cdef inline void emit(const fn_level* level, bint streamed, char* place, const c
     memcpy(place, block, nbytes)
 
 
-cdef void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
-    cdef fn_block halves
-    if plan.result.half:
-        plan.level.single_to_half(block, halves.bytes, padded(n))
-        block = halves.bytes
-    move_block(plan, &plan.result, start, n, <char*> block, False)
+cdef inline void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
+    exchange(plan, &plan.result, start, n, <char*> block, False)
 
 
-cdef void store_box(const Plan* plan, const Box* box, const char* block) noexcept nogil:
+cdef void store_box(const Plan* plan, const Box* box, char* block) noexcept nogil:
     cdef const Operand* array = &plan.result
-    cdef fn_block halves
+    cdef fn_block room
     cdef char* place = place_of(plan, array, box)
-    cdef Py_ssize_t across = array.strides[plan.across], along = array.strides[plan.ndim - 1]
-    cdef Py_ssize_t n = box.rows * box.columns, nbytes = box.columns * array.itemsize, row
-    if array.half:
-        if in_one_run(array, box, across, along) and not plan.streamed:
-            plan.level.single_to_half(block, place, n)
-            return
-        plan.level.single_to_half(block, halves.bytes, padded(n))
-        block = halves.bytes
+    cdef Py_ssize_t across = array.strides[plan.across], nbytes = box.columns * array.itemsize, row
     if not plan.streamed:
-        move_box(plan.level, array, place, box.rows, box.columns, across, along, <char*> block, False)
+        exchange_box(plan.level, array, place, box.rows, box.columns, across, array.strides[plan.ndim - 1], block,
+                     box.columns, room.bytes, False)
         return
+    if array.half:
+        convert(plan.level, room.bytes, block, box.rows * box.columns, False)
+        block = room.bytes
     for row in range(box.rows):
         emit(plan.level, True, place + row * across, block + row * nbytes, nbytes)
 
@@ -388,8 +435,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept
         result = place_of(plan, &plan.result, &box)
         for i in range(plan.inputs):
             sources[i] = load_box(plan, &plan.source[i], &box, blocks[i].bytes)
-        if in_turns or not (plan.result.native and in_one_run(&plan.result, &box, plan.result.strides[plan.across],
-                                                              plan.result.strides[plan.ndim - 1])):
+        if in_turns or not is_direct(plan, &plan.result, &box):
             result = blocks[MAX_INPUTS].bytes
         plan.kernel(sources[0], sources[last], result, padded(box.rows * box.columns), plan.params)
         if result == blocks[MAX_INPUTS].bytes:
