@@ -1,8 +1,9 @@
 """Normalizations and their gradients: batch, layer, RMS, group and instance norm, and the layer `BatchNorm`.
 
 The compiled functions take C-contiguous native float32 and float64 arrays as they are. Here everything else is brought
-to that form: a transposed array by a view, any other one by copies of a few megabytes, or of one channel, sample or row
-where that is more. `fastnn.reference.normalization` holds the same functions in plain NumPy.
+to that form: a transposed array by a view, any other one by copies of a few megabytes, or of one sample or row, or of
+as many channels as a cache line holds, where that is more. `fastnn.reference.normalization` holds the same functions in
+plain NumPy.
 
 Common to all: x is any array-like of real numbers. float32 and float64 stay what they are, float16 is computed in
 float32 and returned as float16, integers and bools become float64. Statistics are float64 whatever x is. y has x's
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,11 @@ __all__ = [
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_PIECE_BYTES = 4 << 20  # what a copied piece of an array may hold
+_PIECE_BYTES = 1 << 20  # of a copied piece of an array, which stays in the cache
+_LONG_PIECE_BYTES = 4 << 20  # where it would have few rows, or cut lines
+_LONG_RUN_BYTES = 256
+_ROWS = 8  # rows whose gradients of gamma and beta, as long as they are, the kernels add up before they store them
+_LINE_BYTES = 64  # of a cache line
 
 
 def batch_norm(
@@ -171,7 +177,7 @@ def batch_norm_inference(
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
     y, target = _result(out, dtype, x)
-    for piece in _by_channel(axis, y, x):
+    for piece in _by_channel(axis, y, x, any_part=True):
         part = piece.part
         done = _core.batch_norm_inference(
             *piece.inputs, mean[part], var[part], gamma[part], beta[part], eps, piece.axis, activation, piece.into
@@ -474,15 +480,15 @@ def _rounded(gradient: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _check_channels(x: Array, axis: int) -> None:
-    _checks.check_not_empty(int(np.prod(x.shape[:axis] + x.shape[axis + 1 :])), x.shape)
+    _checks.check_not_empty(prod(x.shape[:axis] + x.shape[axis + 1 :]), x.shape)
 
 
 def _check_rows(x: Array, axis: int) -> None:
-    _checks.check_not_empty(int(np.prod(x.shape[axis:])), x.shape, "row")
+    _checks.check_not_empty(prod(x.shape[axis:]), x.shape, "row")
 
 
 def _check_groups(x: Array, groups: int, axis: int) -> None:
-    positions = int(np.prod(x.shape[1:axis] + x.shape[axis + 1 :]))
+    positions = prod(x.shape[1:axis] + x.shape[axis + 1 :])
     _checks.check_not_empty(positions * (x.shape[axis] // groups if groups else 1), x.shape, "group")
 
 
@@ -507,16 +513,23 @@ def _delivered(y: Array, target: Array) -> Array:
     return target
 
 
-def _by_channel(axis: int, y: Array | None, *arrays: Array) -> Iterator[_Piece]:
-    """Pieces of whole channels: the arrays themselves where they lie well, else copies of a few channels."""
-    if not arrays[0].size:
+def _by_channel(axis: int, y: Array | None, *arrays: Array, any_part: bool = False) -> Iterator[_Piece]:
+    """Pieces of whole channels: the arrays themselves where they lie well, else copies of a few, or of any part."""
+    x = arrays[0]
+    if not x.size:
         return
     order = _common_order(*arrays) if y is None else _common_order(*arrays, y)
     if order is not None:
         into = None if y is None else y.transpose(order)
         yield _Piece([a.transpose(order) for a in arrays], into, order.index(axis), slice(None))
         return
-    yield from _copies((slice(None),) * axis, axis, y, arrays)
+    cut = axis
+    if any_part and 64 * x.shape[axis] < _PIECE_BYTES:  # every piece needs the coefficients of its channels
+        cut = max(range(x.ndim), key=lambda i: (x.shape[i] > 1, abs(x.strides[i])))
+    for piece in _copies(cut, axis, y, arrays):
+        if cut != axis:
+            piece.part = slice(None)
+        yield piece
 
 
 @dataclass
@@ -541,10 +554,8 @@ def _by_row(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
         return
     if _common_order(*arrays, y) == tuple(range(len(shape))):
         yield _Piece(list(arrays), y, axis, ...)
-    elif axis == 0:
-        yield from _copies(None, 0, y, arrays)
     else:
-        yield from _copies((), axis, y, arrays)
+        yield from _copies(None if axis == 0 else 0, axis, y, arrays)
 
 
 def _by_sample(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
@@ -553,18 +564,20 @@ def _by_sample(axis: int, y: Array, *arrays: Array) -> Iterator[_Piece]:
     yield from _by_row(1, np.moveaxis(y, axis, 1), *moved)
 
 
-def _copies(
-    before: tuple[slice, ...] | None, axis: int, y: Array | None, arrays: tuple[Array, ...]
-) -> Iterator[_Piece]:
-    """Copies of some of what lies along the axis that follows those of `before`, or of everything (None)."""
-    shape = arrays[0].shape
+def _copies(cut: int | None, axis: int, y: Array | None, arrays: tuple[Array, ...]) -> Iterator[_Piece]:
+    """Copies of some of what lies along the axis `cut`, of a cache line at least, or of everything (None)."""
+    x = arrays[0]
     dtype = _checks.compute_dtype(_checks.result_dtype(*arrays))
-    length = 1 if before is None else shape[len(before)]
-    step = max(1, _PIECE_BYTES // (8 * (arrays[0].size // length)))
-    rooms = [np.empty(min(step, length) * (arrays[0].size // length), dtype) for _ in arrays]
+    length = 1 if cut is None else x.shape[cut]
+    each = x.size // length * dtype.itemsize
+    step = max(1, _PIECE_BYTES // each, min(_ROWS, _LONG_PIECE_BYTES // each))
+    if cut is not None and abs(x.strides[cut]) == x.itemsize:  # neighbours in memory
+        line = _LINE_BYTES // x.itemsize
+        step = (_LONG_PIECE_BYTES // 2 // each // line + 1) * line
+    rooms = [np.empty(min(step, length) * (x.size // length), dtype) for _ in arrays]
     for start in range(0, length, step):
-        part = ... if before is None else slice(start, start + step)
-        at = ... if before is None else (*before, part)
+        part = ... if cut is None else slice(start, start + step)
+        at = ... if cut is None else (*(slice(None),) * cut, part)
         views = [a[at] for a in arrays]
         inputs = [room[: view.size].reshape(view.shape) for room, view in zip(rooms, views, strict=True)]
         for view, plain in zip(views, inputs, strict=True):
@@ -574,8 +587,13 @@ def _copies(
 
 def _copy(source: Array, target: Array) -> None:
     """target[...] = source, of one shape, one of them in the dtype that the other is computed in."""
-    if max(source.itemsize, target.itemsize) == 4:
-        _core.copy_single(source, target)
+    if source.itemsize == target.itemsize:
+        runs = source.strides[-1:] == target.strides[-1:] and source.shape[-1] * source.itemsize >= _LONG_RUN_BYTES
+        ours = not runs  # NumPy copies long runs as fast, where it neither converts nor transposes
+    else:
+        ours = max(source.itemsize, target.itemsize) == 4
+    if ours:
+        _core.copy_array(source, target)
     else:
         target[...] = source
 

@@ -54,7 +54,7 @@ cdef struct Operand:
 
 cdef struct Plan:
     const fn_level* level
-    fn_map kernel
+    fn_map kernel          # NULL: copy
     fn_turns turns         # the same in turns, where there is such a loop
     const double* params
     double nanoseconds     # estimated time of the whole
@@ -101,7 +101,7 @@ cdef void lay_boxes(Plan* plan) noexcept nogil:
     plan.across, plan.wide, plan.lead = max(last - 1, 0), min(plan.shape[last], most), 0
     for axis in range(last):
         longest = axis if plan.shape[axis] > plan.shape[longest] else longest
-    if plan.shape[plan.across] < most // plan.wide:
+    if plan.shape[plan.across] * plan.wide < most // 4:
         plan.across = longest
     for i in range(plan.inputs):
         for axis in range(last):
@@ -400,7 +400,7 @@ cdef inline bint in_rows(const Plan* plan) noexcept nogil:
         if not (plan.source[i].native and plan.source[i].strides[plan.ndim - 1] == plan.itemsize):
             return False
     return (plan.result.native and plan.result.strides[plan.ndim - 1] == plan.itemsize and plan.wide >= FN_LANES
-            and not (plan.staged or plan.streamed))
+            and not (plan.staged or plan.streamed or plan.kernel == NULL))
 
 
 cdef void run_rows_of(const Plan* plan, const Box* box) noexcept nogil:
@@ -414,6 +414,32 @@ cdef void run_rows_of(const Plan* plan, const Box* box) noexcept nogil:
                    y + row * plan.result.strides[plan.across], box.columns, plan.itemsize, plan.params)
 
 
+cdef inline bint can_be_block(const Plan* plan, const Operand* array, const Operand* other, const Box* box) noexcept nogil:
+    """Whether what `other` has in a box can be exchanged with it where it is."""
+    return (array.native and array.strides[plan.ndim - 1] == plan.itemsize
+            and (box.rows == 1 or not other.half or array.strides[plan.across] == box.columns * plan.itemsize))
+
+
+cdef void copy_box(const Plan* plan, const Box* box) noexcept nogil:
+    cdef fn_block block, room
+    cdef const Operand* source = &plan.source[0]
+    cdef const Operand* result = &plan.result
+    cdef char* place = place_of(plan, source, box)
+    cdef char* target = place_of(plan, result, box)
+    cdef Py_ssize_t along = source.strides[plan.ndim - 1], across = source.strides[plan.across]
+    cdef Py_ssize_t target_along = result.strides[plan.ndim - 1], target_across = result.strides[plan.across]
+    if can_be_block(plan, result, source, box):
+        exchange_box(plan.level, source, place, box.rows, box.columns, across, along, target,
+                     target_across // plan.itemsize, room.bytes, True)
+    elif can_be_block(plan, source, result, box):
+        exchange_box(plan.level, result, target, box.rows, box.columns, target_across, target_along, place,
+                     across // plan.itemsize, room.bytes, False)
+    else:
+        exchange_box(plan.level, source, place, box.rows, box.columns, across, along, block.bytes, box.columns, room.bytes, True)
+        exchange_box(plan.level, result, target, box.rows, box.columns, target_across, target_along, block.bytes, box.columns,
+                     room.bytes, False)
+
+
 cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The boxes from number `begin` on, before number `end`."""
     cdef fn_block blocks[MAX_INPUTS + 1]
@@ -423,7 +449,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept
     cdef Py_ssize_t start, number
     cdef bint in_turns = plan.staged or plan.streamed, by_row = in_rows(plan)
     cdef int i, last = plan.inputs - 1
-    if all_direct(plan) and not (in_turns and plan.turns == NULL):
+    if all_direct(plan) and plan.kernel != NULL and not (in_turns and plan.turns == NULL):
         start = max(<Py_ssize_t> 0, begin * plan.wide - plan.lead)
         run_run(plan, start, min(plan.size, end * plan.wide - plan.lead) - start)
         end = begin
@@ -431,6 +457,9 @@ cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept
         open_box(plan, number, &box)
         if by_row and box.columns >= FN_LANES:
             run_rows_of(plan, &box)
+            continue
+        if plan.kernel == NULL:
+            copy_box(plan, &box)
             continue
         result = place_of(plan, &plan.result, &box)
         for i in range(plan.inputs):

@@ -92,6 +92,30 @@ def test_large_arrays_agree_with_the_reference(shape, axis, dtype, activation):
         assert close(result, exact, dtype, 4 * np.max(np.abs(exact)))
 
 
+# Several pieces: of channels, beside each other and apart; in inference of samples, or of channels where they are many.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9000, 300), 1), ((3, 70, 60, 90), 1), ((40, 60, 70, 9), -1), ((24, 90000), 1)]
+)
+def test_arrays_that_are_copied_in_pieces(shape, axis, dtype):
+    x, dy, gamma, beta = (np.repeat(a, 2, -1)[..., ::2] for a in arrays(shape, axis, dtype))
+    y, mean, invstd = fn.batch_norm(x, gamma, beta, axis=axis)
+    expected, mean2, invstd2 = reference.batch_norm(x, gamma, beta, axis=axis)
+    assert close(y, expected, dtype)
+    np.testing.assert_allclose(mean, mean2, rtol=1e-13)
+    np.testing.assert_allclose(invstd, invstd2, rtol=1e-13)
+    out = np.empty((*shape[:-1], shape[-1] + 1), dtype)[..., 1:]
+    assert fn.batch_norm_inference(x, mean, invstd**-2, gamma, beta, eps=0.0, axis=axis, out=out) is out
+    assert close(out, expected, dtype)
+    got = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis, out=out)
+    assert got[0] is out
+    for result, exact in zip(got, reference.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis), strict=True):
+        assert close(result, exact, dtype, 4 * np.max(np.abs(exact)))
+    with runtime.threads(1):
+        assert same_bits(fn.batch_norm(x, gamma, beta, axis=axis), (y, mean, invstd))
+        assert same_bits(fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis), got)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((70000, 16), 1), ((64, 48, 40, 40), 1), ((20000, 600), 1)])
 def test_bits_depend_on_neither_threads_nor_level(shape, axis, dtype):

@@ -127,7 +127,7 @@ def test_half_precision_is_converted_as_numpy_does(isa):
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     number = ~np.isnan(halves)
     singles = np.empty(halves.shape, np.float32)
-    _core.copy_single(halves, singles)
+    _core.copy_array(halves, singles)
     assert_same_bits(singles[number], halves[number].astype(np.float32))
     assert np.isnan(singles[~number]).all()
     values = np.unique(np.append(halves[np.isfinite(halves)], 0).astype(np.float64))
@@ -135,7 +135,7 @@ def test_half_precision_is_converted_as_numpy_does(isa):
     sides = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
     x = np.concatenate([middle, *sides, singles[number], all_over(np.float32)])
     y = np.empty(x.shape, np.float16)
-    _core.copy_single(x, y)
+    _core.copy_array(x, y)
     number = ~np.isnan(x)
     with np.errstate(all="ignore"):
         assert_same_bits(y[number], x[number].astype(np.float16))

@@ -117,6 +117,26 @@ def test_large_arrays_agree_with_the_reference(what, shape, gamma_shape, rest, d
             assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
 
 
+# Several pieces, of a few rows, of eight long ones, of samples.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("what", "shape", "gamma_shape", "rest"),
+    [
+        (layer, (901, 1000), (1000,), {}),
+        (layer, (19, 60000), (60000,), {}),
+        (rms, (901, 1000), (1000,), {}),
+        (group, (30, 12, 70, 41), (12,), {"groups": 4}),
+    ],
+)
+def test_arrays_that_are_copied_in_pieces(what, shape, gamma_shape, rest, dtype):
+    x, dy, gamma, beta = (np.repeat(a, 2, -1)[..., ::2] for a in arrays(shape, gamma_shape, dtype))
+    got = what(fn, x, gamma, beta, dy, **rest)
+    for result, exact in zip(got, what(reference, x, gamma, beta, dy, **rest), strict=True):
+        assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
+    with runtime.threads(1):
+        assert same_bits(what(fn, x, gamma, beta, dy, **rest), got)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("what", "shape", "gamma_shape", "rest"),
