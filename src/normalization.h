@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "elementary.h"
+#include "vectors.h"
 
 /* Without the instruction through double, where the product is exact, unlike FN_FMAF: the bounds hold there too. */
 #if FN_HAS_FMA
@@ -59,18 +60,6 @@ static inline void fn_move_f32(const float *lanes, double *eight)
     FN_EIGHT(eight) = sum + FN_EIGHT(eight);
 }
 
-/* 16 lanes of float in the vectors of the machine */
-#if defined(__AVX512F__)
-enum { FN_VECTOR_BYTES = 64 };
-#elif defined(__AVX__)
-enum { FN_VECTOR_BYTES = 32 };
-#else
-enum { FN_VECTOR_BYTES = 16 };
-#endif
-enum { FN_PARTS = 64 / FN_VECTOR_BYTES };
-typedef int fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
-typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
-
 /* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
  * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
  * with the last whole row of lanes does not count. Explicit vectors, because gcc would keep the sums of the loop in memory,
@@ -78,12 +67,11 @@ typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
 static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n, float scale, float centre,
                                     double *eights, ptrdiff_t apart)
 {
-    static const int lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const ptrdiff_t whole = (n - 1) & -(ptrdiff_t)16, end = n - 16, step = 16 / FN_PARTS;
     fn_floats g, u, sum[FN_PARTS], product[FN_PARTS], square[FN_PARTS];
     for (int part = 0; part < FN_PARTS; part++) {
         fn_ints counts;
-        memcpy(&counts, lane + part * step, sizeof(counts));
+        memcpy(&counts, fn_lane + part * step, sizeof(counts));
         memcpy(&g, dy + end + part * step, sizeof(g));
         memcpy(&u, x + end + part * step, sizeof(u));
         counts = counts >= (int)(whole - end);

@@ -1,0 +1,72 @@
+/* The sums of softmax's rows of floats in double (see activation_row_loops.pxi.tp), in explicit vectors: gcc would take the lanes
+ * through memory from one loop to the next, which takes longer than a row of some hundred elements does. */
+#ifndef FN_ROW_SUMS_H
+#define FN_ROW_SUMS_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "vectors.h"
+
+typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned(4), may_alias));
+typedef double fn_double4 __attribute__((vector_size(32)));
+#define FN_FLOATS(x, i) (*(const fn_any_floats *)((x) + (i)))
+
+/* Add floats to as many sums, half of them in each of two vectors: one of all would stay in memory. */
+#define FN_ADD(sums, floats) \
+    do { \
+        const fn_wide_doubles wide = __builtin_convertvector((floats), fn_wide_doubles); \
+        fn_doubles half[2]; \
+        memcpy(half, &wide, sizeof(half)); \
+        (sums)[0] += half[0]; \
+        (sums)[1] += half[1]; \
+    } while (0)
+
+/* vector(i): the terms of a vector from element i on; element(i): of one */
+#define FN_SUM_ROW(name, vector, element) \
+    static inline double fn_sum_row##name(const float *restrict a, const float *restrict b, ptrdiff_t n, float top) \
+    { \
+        enum { STEP = 16 / FN_PARTS }; \
+        fn_doubles sums[2 * FN_PARTS]; \
+        fn_double4 four, quarter[4]; \
+        ptrdiff_t i = 0; \
+        (void)b, (void)top; \
+        if (n < 64) { \
+            double total = 0; \
+            for (; i < n; i++) \
+                total += (double)element(i); \
+            return total; \
+        } \
+        memset(sums, 0, sizeof(sums)); \
+        for (; i + 64 <= n; i += 64) \
+            for (int part = 0; part < FN_PARTS; part++) { \
+                const ptrdiff_t at = i + part * STEP; \
+                FN_ADD(sums + 2 * part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
+            } \
+        for (; i + 16 <= n; i += 16) \
+            for (int part = 0; part < FN_PARTS; part++) \
+                FN_ADD(sums + 2 * part, vector(i + part * STEP)); \
+        if (i < n) { \
+            for (int part = 0; part < FN_PARTS; part++) { \
+                const fn_floats last = vector(n - 16 + part * STEP); \
+                fn_ints lane; \
+                memcpy(&lane, fn_lane + part * STEP, sizeof(lane)); \
+                FN_ADD(sums + 2 * part, (fn_floats)((fn_ints)last & (lane >= (int32_t)(16 - (n - i))))); \
+            } \
+        } \
+        memcpy(quarter, sums, sizeof(quarter)); \
+        four = ((quarter[0] + quarter[1]) + quarter[2]) + quarter[3]; \
+        return (four[0] + four[2]) + (four[1] + four[3]); \
+    }
+
+#define FN_VALUES(i) FN_FLOATS(a, i)
+#define FN_VALUE(i) a[i]
+FN_SUM_ROW(, FN_VALUES, FN_VALUE)
+#define FN_PRODUCTS(i) (FN_FLOATS(a, i) * FN_FLOATS(b, i))
+#define FN_PRODUCT(i) (a[i] * b[i])
+FN_SUM_ROW(_of_products, FN_PRODUCTS, FN_PRODUCT)
+#define FN_OTHERS(i) ((fn_floats)((fn_ints)FN_FLOATS(b, i) & (FN_FLOATS(a, i) != top)))
+#define FN_OTHER(i) (a[i] == top ? 0.0f : b[i])
+FN_SUM_ROW(_of_others, FN_OTHERS, FN_OTHER)
+
+#endif
