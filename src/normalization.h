@@ -95,6 +95,67 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
     fn_fold_f32(square, eights + 2 * apart);
 }
 
+/* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three times 8 sums, and
+ * dy * x_hat, x_hat = u * factor + offset, and dy to dgamma and dbeta. In 32 lanes: two vectors of them, which the registers
+ * hold, go through the row together, then the next two. The row's end has some values in common with what came before, which
+ * do not count twice. */
+#define FN_ADD_PART(at, d, u, sum, product, square) \
+    do { \
+        const fn_floats g = d * FN_FLOATS(gamma, at); \
+        sum += g; \
+        product = FN_FMA_FLOATS(g, u, product); \
+        square = FN_FMA_FLOATS(g, g, square); \
+        FN_FLOATS(dgamma, at) = FN_FMA_FLOATS(d, FN_FMA_FLOATS(u, factors, offsets), FN_FLOATS(dgamma, at)); \
+        FN_FLOATS(dbeta, at) += d; \
+    } while (0)
+
+static inline void fn_row_back_sums(const float *restrict dy, const float *restrict x, const float *restrict gamma, ptrdiff_t n,
+                                    float scale, float centre, float factor, float offset, float *restrict dgamma,
+                                    float *restrict dbeta, double *eights)
+{
+    enum { STEP = 16 / FN_PARTS, PARTS = 2 * FN_PARTS };
+    const fn_floats zero = {0}, scales = zero + scale, centres = zero - centre, factors = zero + factor, offsets = zero + offset;
+    fn_floats sum[PARTS], product[PARTS], square[PARTS];
+    double eight[24];
+    const ptrdiff_t whole = n & -(ptrdiff_t)32;
+    for (int first = 0; first < PARTS; first += 2) {
+        fn_floats s[2] = {{0}, {0}}, p[2] = {{0}, {0}}, q[2] = {{0}, {0}};
+        for (ptrdiff_t i = first * STEP; i < whole; i += 32) {
+            for (int part = 0; part < 2; part++) {
+                const ptrdiff_t at = i + part * STEP;
+                const fn_floats d = FN_FLOATS(dy, at), u = FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres);
+                FN_ADD_PART(at, d, u, s[part], p[part], q[part]);
+            }
+        }
+        memcpy(sum + first, s, sizeof(s));
+        memcpy(product + first, p, sizeof(p));
+        memcpy(square + first, q, sizeof(q));
+    }
+    for (ptrdiff_t i = whole; i < n; i += 16) {
+        const ptrdiff_t begin = i + 16 <= n ? i : n - 16;
+        for (int part = 0; part < FN_PARTS; part++) {
+            const ptrdiff_t at = begin + part * STEP;
+            fn_floats d = FN_FLOATS(dy, at), u = FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres);
+            fn_ints counts;
+            memcpy(&counts, fn_lane + part * STEP, sizeof(counts));
+            counts = counts >= (int32_t)(i - begin);
+            d = (fn_floats)((fn_ints)d & counts);
+            u = (fn_floats)((fn_ints)u & counts);
+            FN_ADD_PART(at, d, u, sum[part], product[part], square[part]);
+        }
+    }
+    for (int part = 0; part < FN_PARTS; part++) {
+        sum[part] += sum[part + FN_PARTS];
+        product[part] += product[part + FN_PARTS];
+        square[part] += square[part + FN_PARTS];
+    }
+    fn_fold_f32(sum, eight);
+    fn_fold_f32(product, eight + 8);
+    fn_fold_f32(square, eight + 16);
+    for (int k = 0; k < 24; k += 8)
+        FN_EIGHT(eights + k) += FN_EIGHT(eight + k);
+}
+
 /* The normalization of 16 short sets side by side, whose elements have gammas of their own (layer, RMS and group norm of few
  * values): element j of set i is at 16 j + i. All is in double and about the mean, so that nothing is ever doubtful. Explicit
  * vectors, because gcc would keep the sums in memory. Without `centred` the mean is what is in `shift`. */

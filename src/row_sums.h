@@ -8,9 +8,7 @@
 
 #include "vectors.h"
 
-typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned(4), may_alias));
 typedef double fn_double4 __attribute__((vector_size(32)));
-#define FN_FLOATS(x, i) (*(const fn_any_floats *)((x) + (i)))
 
 /* Add floats to as many sums, half of them in each of two vectors: one of all would stay in memory. */
 #define FN_ADD(sums, floats) \

@@ -4,6 +4,14 @@
 
 #include <stdint.h>
 
+#include "elementary.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 #if defined(__AVX512F__)
 enum { FN_VECTOR_BYTES = 64 };
 #elif defined(__AVX__)
@@ -16,6 +24,20 @@ typedef int32_t fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef double fn_doubles __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef double fn_wide_doubles __attribute__((vector_size(2 * FN_VECTOR_BYTES))); /* as many as there are floats in fn_floats */
+
+typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned(4), may_alias));
+#define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i))) /* those at x + i, as a value or to assign to */
+
+/* As FN_FMAF: of a * b + c gcc makes no multiply-add. */
+#if defined(__AVX512F__)
+#define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif defined(__FMA__)
+#define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif defined(__aarch64__)
+#define FN_FMA_FLOATS(a, b, c) ((fn_floats)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#else
+#define FN_FMA_FLOATS(a, b, c) ((a) * (b) + (c))
+#endif
 
 static const int32_t fn_lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
