@@ -67,4 +67,23 @@ FN_SUM_ROW(_of_products, FN_PRODUCTS, FN_PRODUCT)
 #define FN_OTHER(i) (a[i] == top ? 0.0f : b[i])
 FN_SUM_ROW(_of_others, FN_OTHERS, FN_OTHER)
 
+/* dx = y * (dy - mean), in whole vectors of memory where dx is long: as a rule of dy and y too. Vectors of their own take the ends
+ * in, and compute some elements a second time. */
+static inline void fn_product_row(const float *restrict dy, const float *restrict y, float *restrict dx, ptrdiff_t n, float mean)
+{
+    enum { STEP = 16 / FN_PARTS };
+    const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(float)), last = n - STEP;
+    if (last < 0) {
+        for (ptrdiff_t i = 0; i < n; i++)
+            dx[i] = y[i] * (dy[i] - mean);
+        return;
+    }
+    if (head)
+        FN_FLOATS(dx, 0) = FN_FLOATS(y, 0) * (FN_FLOATS(dy, 0) - mean);
+    for (ptrdiff_t i = head; i <= last; i += STEP)
+        FN_FLOATS(dx, i) = FN_FLOATS(y, i) * (FN_FLOATS(dy, i) - mean);
+    if ((n - head) % STEP)
+        FN_FLOATS(dx, last) = FN_FLOATS(y, last) * (FN_FLOATS(dy, last) - mean);
+}
+
 #endif
