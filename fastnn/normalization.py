@@ -45,6 +45,8 @@ __all__ = [
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_HALF = np.dtype(np.float16)
+_SMALL = 1 << 18  # elements of an array that may be copied as a whole
 _PIECE_BYTES = 1 << 20  # of a copied piece of an array, which stays in the cache
 _LONG_PIECE_BYTES = 4 << 20  # where it would have few rows, or cut lines
 _LONG_RUN_BYTES = 256
@@ -75,6 +77,8 @@ def batch_norm(
     is 1e4. Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
     result = _core.batch_norm(x, gamma, beta, eps, axis, activation, out)
+    if result is None:
+        result = _in_single(_core.batch_norm, out, (x,), gamma, beta, eps, axis, activation)
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis)
@@ -123,6 +127,10 @@ def batch_norm_backward(
     cancel, because dy is nearly linear in x, they are computed in float64.
     """
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
+    if result is None:
+        result = _in_single(
+            _core.batch_norm_backward, out, (dy, x), mean, invstd, gamma, axis, activation, beta, gradients=(gamma,)
+        )
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis)
@@ -165,6 +173,8 @@ def batch_norm_inference(
     `batch_norm`. x may be empty. Error as of `batch_norm`.
     """
     y = _core.batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out)
+    if y is None:
+        y = _in_single(_core.batch_norm_inference, out, (x,), mean, var, gamma, beta, eps, axis, activation)
     if y is not None:
         return y
     x, axis = _checks.array_and_axis(x, axis)
@@ -245,6 +255,8 @@ def layer_norm(
     1e4. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
     result = _core.layer_norm(x, gamma, beta, eps, axis, out)
+    if result is None:
+        result = _in_single(_core.layer_norm, out, (x,), gamma, beta, eps, axis)
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis, 1)
@@ -273,6 +285,8 @@ def layer_norm_backward(
     over the rows. mean, invstd: what `layer_norm` returned. Error: within 1e-5 of the largest element.
     """
     result = _core.layer_norm_backward(dy, x, mean, invstd, gamma, axis, out)
+    if result is None:
+        result = _in_single(_core.layer_norm_backward, out, (dy, x), mean, invstd, gamma, axis, gradients=(gamma,))
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
@@ -301,6 +315,8 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
     https://arxiv.org/abs/1910.07467.
     """
     result = _core.rms_norm(x, gamma, eps, axis, out)
+    if result is None:
+        result = _in_single(_core.rms_norm, out, (x,), gamma, eps, axis)
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis, 1)
@@ -326,6 +342,8 @@ def rms_norm_backward(
     dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: within 1e-5 of the largest element.
     """
     result = _core.rms_norm_backward(dy, x, invrms, gamma, axis, out)
+    if result is None:
+        result = _in_single(_core.rms_norm_backward, out, (dy, x), invrms, gamma, axis, gradients=(gamma,))
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
@@ -359,6 +377,8 @@ def group_norm(
     (N, groups). gamma, beta: (C,) or None. Error: as of `batch_norm`. Wu and He 2018, https://arxiv.org/abs/1803.08494.
     """
     result = _core.group_norm(x, groups, gamma, beta, eps, axis, out)
+    if result is None:
+        result = _in_single(_core.group_norm, out, (x,), groups, gamma, beta, eps, axis)
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis, samples=True)
@@ -384,6 +404,10 @@ def group_norm_backward(
     over samples and positions. mean, invstd: what `group_norm` returned. Error: within 1e-5 of the largest element.
     """
     result = _core.group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
+    if result is None:
+        result = _in_single(
+            _core.group_norm_backward, out, (dy, x), mean, invstd, groups, gamma, axis, gradients=(gamma,)
+        )
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
@@ -398,6 +422,8 @@ def instance_norm(
     Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
     """
     result = _core.instance_norm(x, gamma, beta, eps, axis, out)
+    if result is None:
+        result = _in_single(_core.instance_norm, out, (x,), gamma, beta, eps, axis)
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis, samples=True)
@@ -409,6 +435,8 @@ def instance_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of `instance_norm`: (dx, dgamma, dbeta), as of `group_norm_backward` with a group for every channel."""
     result = _core.instance_norm_backward(dy, x, mean, invstd, gamma, axis, out)
+    if result is None:
+        result = _in_single(_core.instance_norm_backward, out, (dy, x), mean, invstd, gamma, axis, gradients=(gamma,))
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
@@ -454,6 +482,34 @@ def _group_norm_backward(
 
 
 # --- arguments that need preparation -----------------------------------------------------------------------------
+
+
+def _in_single(core: Any, out: Any, arrays: tuple[Any, ...], *rest: Any, gradients: tuple[Any, ...] = ()) -> Any:
+    """What core(*arrays, *rest, out) gives for small float16 arrays, computed on plain float32 copies.
+
+    None where there are others, or something is wrong. gradients: the gamma whose dtype the gradients have, if any.
+    """
+    x = arrays[-1]
+    results = arrays if out is None else (*arrays, out)
+    if not all(type(a) is np.ndarray and a.dtype == _HALF for a in results) or x.size > _SMALL:
+        return None
+    if any(a.shape != x.shape for a in results) or not (out is None or out.flags.writeable):
+        return None
+    singles = [np.empty(x.shape, np.float32) for _ in arrays]
+    for half, single in zip(arrays, singles, strict=True):
+        _core.copy_array(half, single)
+    vectors = (v.astype(np.float32) if type(v) is np.ndarray and v.dtype == _HALF else v for v in rest)
+    result = core(*singles, *vectors, singles[-1])
+    if result is None:
+        return None
+    y = np.empty_like(x) if out is None else out
+    _core.copy_array(singles[-1], y)
+    if not isinstance(result, tuple):
+        return y
+    if gradients:
+        dtype = _gradient_dtype(gradients[0], x)
+        return y, *(_rounded(gradient, dtype) for gradient in result[1:])
+    return y, *result[1:]
 
 
 def _vector(v: Any, shape: int | tuple[int, ...], name: str, out: Any) -> Array:
