@@ -136,7 +136,8 @@ cdef void move_tile(const Rows* rows, const Operand* array, char* place, Py_ssiz
         return
     if gather and count < pitch:
         memset(tile, 0, rows.length * pitch * plan.itemsize)
-        memset(room, 0, rows.length * pitch * plan.itemsize)
+        if array.half:
+            memset(room, 0, rows.length * pitch * array.itemsize)
     exchange_box(plan.level, array, place, rows.length, count, along, across, tile, pitch, room, gather)
 
 

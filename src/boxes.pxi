@@ -1,5 +1,9 @@
 # Boxes: blocks of a plan as rows and columns of its axes, and how their elements get from an array to a block and back.
 
+cdef enum:
+    TILE_BYTES = 128  # sides of a box that some operand lies across: whole cache lines either way
+    SHORT_RUN = 64    # bytes below which a run is not worth a call of its own
+
 cdef struct Box:
     Py_ssize_t index[MAX_DIMS]  # of its first element
     Py_ssize_t rows, columns
@@ -170,6 +174,14 @@ cdef void exchange_box(const fn_level* level, const Operand* array, char* place,
     else:
         convert(level, room, block, (rows - 1) * pitch + columns, False)
         move_box(level, array, place, rows, columns, across, along, room, pitch, False)
+
+
+cdef void exchange_in(const Plan* plan, const Operand* array, const Box* box, char* block, Py_ssize_t pitch,
+                      bint gather) noexcept nogil:
+    """What an array has in a box."""
+    cdef fn_block room
+    exchange_box(plan.level, array, place_of(plan, array, box), box.rows, box.columns, array.strides[plan.across],
+                 array.strides[plan.ndim - 1], block, pitch, room.bytes, gather)
 
 
 cdef inline char* place_at(const Plan* plan, const Operand* array, Py_ssize_t position, int axes) noexcept nogil:

@@ -70,21 +70,16 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
     const ptrdiff_t whole = (n - 1) & -(ptrdiff_t)16, end = n - 16, step = 16 / FN_PARTS;
     fn_floats g, u, sum[FN_PARTS], product[FN_PARTS], square[FN_PARTS];
     for (int part = 0; part < FN_PARTS; part++) {
-        fn_ints counts;
-        memcpy(&counts, fn_lane + part * step, sizeof(counts));
-        memcpy(&g, dy + end + part * step, sizeof(g));
-        memcpy(&u, x + end + part * step, sizeof(u));
-        counts = counts >= (int)(whole - end);
-        sum[part] = (fn_floats)((fn_ints)g & counts);
-        u = (fn_floats)((fn_ints)(u * scale - centre) & counts);
+        const ptrdiff_t at = end + part * step;
+        sum[part] = fn_from_lane(FN_FLOATS(dy, at), part, whole - end);
+        u = fn_from_lane(FN_FLOATS(x, at) * scale - centre, part, whole - end);
         product[part] = sum[part] * u;
         square[part] = sum[part] * sum[part];
     }
     for (ptrdiff_t i = 0; i < whole; i += 16) {
         for (int part = 0; part < FN_PARTS; part++) {
-            memcpy(&g, dy + i + part * step, sizeof(g));
-            memcpy(&u, x + i + part * step, sizeof(u));
-            u = u * scale - centre;
+            g = FN_FLOATS(dy, i + part * step);
+            u = FN_FLOATS(x, i + part * step) * scale - centre;
             sum[part] += g;
             product[part] += g * u;
             square[part] += g * g;
@@ -116,7 +111,6 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
     enum { STEP = 16 / FN_PARTS, PARTS = 2 * FN_PARTS };
     const fn_floats zero = {0}, scales = zero + scale, centres = zero - centre, factors = zero + factor, offsets = zero + offset;
     fn_floats sum[PARTS], product[PARTS], square[PARTS];
-    double eight[24];
     const ptrdiff_t whole = n & -(ptrdiff_t)32;
     for (int first = 0; first < PARTS; first += 2) {
         fn_floats s[2] = {{0}, {0}}, p[2] = {{0}, {0}}, q[2] = {{0}, {0}};
@@ -135,25 +129,14 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
         const ptrdiff_t begin = i + 16 <= n ? i : n - 16;
         for (int part = 0; part < FN_PARTS; part++) {
             const ptrdiff_t at = begin + part * STEP;
-            fn_floats d = FN_FLOATS(dy, at), u = FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres);
-            fn_ints counts;
-            memcpy(&counts, fn_lane + part * STEP, sizeof(counts));
-            counts = counts >= (int32_t)(i - begin);
-            d = (fn_floats)((fn_ints)d & counts);
-            u = (fn_floats)((fn_ints)u & counts);
+            const fn_floats d = fn_from_lane(FN_FLOATS(dy, at), part, i - begin);
+            const fn_floats u = fn_from_lane(FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres), part, i - begin);
             FN_ADD_PART(at, d, u, sum[part], product[part], square[part]);
         }
     }
-    for (int part = 0; part < FN_PARTS; part++) {
-        sum[part] += sum[part + FN_PARTS];
-        product[part] += product[part + FN_PARTS];
-        square[part] += square[part + FN_PARTS];
-    }
-    fn_fold_f32(sum, eight);
-    fn_fold_f32(product, eight + 8);
-    fn_fold_f32(square, eight + 16);
-    for (int k = 0; k < 24; k += 8)
-        FN_EIGHT(eights + k) += FN_EIGHT(eight + k);
+    fn_move_f32((const float *)sum, eights);
+    fn_move_f32((const float *)product, eights + 8);
+    fn_move_f32((const float *)square, eights + 16);
 }
 
 /* The normalization of 16 short sets side by side, whose elements have gammas of their own (layer, RMS and group norm of few

@@ -24,8 +24,6 @@ cdef enum:
     MAX_INPUTS = 3
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
-    TILE_BYTES = 128    # sides of a box that some operand lies across: whole cache lines either way
-    SHORT_RUN = 64      # bytes below which a run is not worth a call of its own
 
 # Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
 # that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB.
@@ -93,20 +91,22 @@ cdef const char* load(const Plan* plan, const Operand* array, Py_ssize_t start, 
     return block
 
 
-cdef inline bint is_direct(const Plan* plan, const Operand* array, const Box* box) noexcept nogil:
-    """Whether the elements of a box are whole vectors that the kernel can take where they are."""
-    return (array.native and array.strides[plan.ndim - 1] == plan.itemsize and box.rows * box.columns % FN_LANES == 0
+cdef inline bint is_run(const Plan* plan, const Operand* array, const Box* box) noexcept nogil:
+    """Whether the elements of a box follow each other as the kernel takes them."""
+    return (array.native and array.strides[plan.ndim - 1] == plan.itemsize
             and (box.rows == 1 or array.strides[plan.across] == box.columns * plan.itemsize))
+
+
+cdef inline bint is_direct(const Plan* plan, const Operand* array, const Box* box) noexcept nogil:
+    """Whether they are whole vectors besides."""
+    return is_run(plan, array, box) and box.rows * box.columns % FN_LANES == 0
 
 
 cdef const char* load_box(const Plan* plan, const Operand* array, const Box* box, char* block) noexcept nogil:
     """As `load`."""
-    cdef fn_block room
-    cdef char* place = place_of(plan, array, box)
     if is_direct(plan, array, box):
-        return place
-    exchange_box(plan.level, array, place, box.rows, box.columns, array.strides[plan.across], array.strides[plan.ndim - 1],
-                 block, box.columns, room.bytes, True)
+        return place_of(plan, array, box)
+    exchange_in(plan, array, box, block, box.columns, True)
     pad_block(block, box.rows * box.columns, plan.itemsize)
     return block
 
@@ -129,19 +129,15 @@ cdef inline void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const c
 
 
 cdef void store_box(const Plan* plan, const Box* box, char* block) noexcept nogil:
-    cdef const Operand* array = &plan.result
-    cdef fn_block room
-    cdef char* place = place_of(plan, array, box)
-    cdef Py_ssize_t across = array.strides[plan.across], nbytes = box.columns * array.itemsize, row
+    cdef fn_block halves
     if not plan.streamed:
-        exchange_box(plan.level, array, place, box.rows, box.columns, across, array.strides[plan.ndim - 1], block,
-                     box.columns, room.bytes, False)
+        exchange_in(plan, &plan.result, box, block, box.columns, False)
         return
-    if array.half:
-        convert(plan.level, room.bytes, block, box.rows * box.columns, False)
-        block = room.bytes
-    for row in range(box.rows):
-        emit(plan.level, True, place + row * across, block + row * nbytes, nbytes)
+    if plan.result.half:
+        convert(plan.level, halves.bytes, block, box.columns, False)
+        block = halves.bytes
+    # a streamed result is contiguous, and a box of it one row
+    emit(plan.level, True, place_of(plan, &plan.result, box), block, box.columns * plan.result.itemsize)
 
 
 cdef inline Py_ssize_t before_line(const char* place, Py_ssize_t n, int itemsize) noexcept nogil:
@@ -215,29 +211,22 @@ cdef void run_rows_of(const Plan* plan, const Box* box) noexcept nogil:
 
 
 cdef inline bint can_be_block(const Plan* plan, const Operand* array, const Operand* other, const Box* box) noexcept nogil:
-    """Whether what `other` has in a box can be exchanged with it where it is."""
-    return (array.native and array.strides[plan.ndim - 1] == plan.itemsize
-            and (box.rows == 1 or not other.half or array.strides[plan.across] == box.columns * plan.itemsize))
+    """Whether what `other` has in a box can be exchanged with it where it is; conversions fill the gaps between rows."""
+    return (is_run(plan, array, box)
+            or (array.native and array.strides[plan.ndim - 1] == plan.itemsize and not other.half))
 
 
 cdef void copy_box(const Plan* plan, const Box* box) noexcept nogil:
-    cdef fn_block block, room
+    cdef fn_block block
     cdef const Operand* source = &plan.source[0]
     cdef const Operand* result = &plan.result
-    cdef char* place = place_of(plan, source, box)
-    cdef char* target = place_of(plan, result, box)
-    cdef Py_ssize_t along = source.strides[plan.ndim - 1], across = source.strides[plan.across]
-    cdef Py_ssize_t target_along = result.strides[plan.ndim - 1], target_across = result.strides[plan.across]
     if can_be_block(plan, result, source, box):
-        exchange_box(plan.level, source, place, box.rows, box.columns, across, along, target,
-                     target_across // plan.itemsize, room.bytes, True)
+        exchange_in(plan, source, box, place_of(plan, result, box), result.strides[plan.across] // plan.itemsize, True)
     elif can_be_block(plan, source, result, box):
-        exchange_box(plan.level, result, target, box.rows, box.columns, target_across, target_along, place,
-                     across // plan.itemsize, room.bytes, False)
+        exchange_in(plan, result, box, place_of(plan, source, box), source.strides[plan.across] // plan.itemsize, False)
     else:
-        exchange_box(plan.level, source, place, box.rows, box.columns, across, along, block.bytes, box.columns, room.bytes, True)
-        exchange_box(plan.level, result, target, box.rows, box.columns, target_across, target_along, block.bytes, box.columns,
-                     room.bytes, False)
+        exchange_in(plan, source, box, block.bytes, box.columns, True)
+        exchange_in(plan, result, box, block.bytes, box.columns, False)
 
 
 cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -251,7 +240,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept
     cdef int i, last = plan.inputs - 1
     if all_direct(plan) and plan.kernel != NULL and not (in_turns and plan.turns == NULL):
         start = max(<Py_ssize_t> 0, begin * plan.wide - plan.lead)
-        run_run(plan, start, min(plan.size, end * plan.wide - plan.lead) - start)
+        run_contiguous(plan, start, min(plan.size, end * plan.wide - plan.lead) - start)
         end = begin
     for number in range(begin, end):
         open_box(plan, number, &box)
@@ -273,7 +262,7 @@ cdef void run_range(const Plan* plan, Py_ssize_t begin, Py_ssize_t end) noexcept
         fn_stream_fence()
 
 
-cdef void run_run(const Plan* plan, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+cdef void run_contiguous(const Plan* plan, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     """n elements of operands that are direct."""
     cdef const char* a = plan.source[0].data + start * plan.itemsize
     cdef const char* b = plan.source[plan.inputs - 1].data + start * plan.itemsize

@@ -1,5 +1,5 @@
 /* The sums of softmax's rows of floats in double (see activation_row_loops.pxi.tp), in explicit vectors: gcc would take the lanes
- * through memory from one loop to the next, which takes longer than a row of some hundred elements does. */
+ * through memory from one loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
 #ifndef FN_ROW_SUMS_H
 #define FN_ROW_SUMS_H
 
@@ -47,9 +47,7 @@ typedef double fn_double4 __attribute__((vector_size(32)));
         if (i < n) { \
             for (int part = 0; part < FN_PARTS; part++) { \
                 const fn_floats last = vector(n - 16 + part * STEP); \
-                fn_ints lane; \
-                memcpy(&lane, fn_lane + part * STEP, sizeof(lane)); \
-                FN_ADD(sums + 2 * part, (fn_floats)((fn_ints)last & (lane >= (int32_t)(16 - (n - i))))); \
+                FN_ADD(sums + 2 * part, fn_from_lane(last, part, 16 - (n - i))); \
             } \
         } \
         memcpy(quarter, sums, sizeof(quarter)); \
@@ -69,21 +67,27 @@ FN_SUM_ROW(_of_others, FN_OTHERS, FN_OTHER)
 
 /* dx = y * (dy - mean), in whole vectors of memory where dx is long: as a rule of dy and y too. Vectors of their own take the ends
  * in, and compute some elements a second time. */
-static inline void fn_product_row(const float *restrict dy, const float *restrict y, float *restrict dx, ptrdiff_t n, float mean)
-{
-    enum { STEP = 16 / FN_PARTS };
-    const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(float)), last = n - STEP;
-    if (last < 0) {
-        for (ptrdiff_t i = 0; i < n; i++)
-            dx[i] = y[i] * (dy[i] - mean);
-        return;
+#define FN_PRODUCT_ROW(real, bits, vector) \
+    static inline void fn_product_row_##bits(const real *restrict dy, const real *restrict y, real *restrict dx, ptrdiff_t n, \
+                                             real mean) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
+        const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(real)), last = n - STEP; \
+        if (last < 0) { \
+            for (ptrdiff_t i = 0; i < n; i++) \
+                dx[i] = y[i] * (dy[i] - mean); \
+            return; \
+        } \
+        if (head) \
+            FN_TIMES_REST(vector, 0); \
+        for (ptrdiff_t i = head; i <= last; i += STEP) \
+            FN_TIMES_REST(vector, i); \
+        if ((n - head) % STEP) \
+            FN_TIMES_REST(vector, last); \
     }
-    if (head)
-        FN_FLOATS(dx, 0) = FN_FLOATS(y, 0) * (FN_FLOATS(dy, 0) - mean);
-    for (ptrdiff_t i = head; i <= last; i += STEP)
-        FN_FLOATS(dx, i) = FN_FLOATS(y, i) * (FN_FLOATS(dy, i) - mean);
-    if ((n - head) % STEP)
-        FN_FLOATS(dx, last) = FN_FLOATS(y, last) * (FN_FLOATS(dy, last) - mean);
-}
+#define FN_TIMES_REST(vector, i) \
+    (*(vector *)(dx + (i)) = *(const vector *)(y + (i)) * (*(const vector *)(dy + (i)) - mean))
+FN_PRODUCT_ROW(float, 32, fn_any_floats)
+FN_PRODUCT_ROW(double, 64, fn_any_doubles)
 
 #endif

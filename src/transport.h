@@ -21,34 +21,29 @@ typedef struct {
     char bytes[FN_BLOCK_BYTES] __attribute__((aligned(64)));
 } fn_block;
 
-/* n is rounded down to whole groups of FN_LANES */
+/* A vector of halves to singles, and back */
 #if defined(__AVX512F__)
-static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
-{
-    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 16)
-        _mm512_storeu_ps((float *)y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)x + i))));
-}
-
-static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
-{
-    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 16) {
-        __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps((const float *)x + i), _MM_FROUND_TO_NEAREST_INT);
-        _mm256_storeu_si256((__m256i *)((uint16_t *)y + i), half);
-    }
-}
+enum { FN_HALVES = 16 };
+#define FN_WIDEN(x, y) _mm512_storeu_ps((y), _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x))))
+#define FN_NARROW(x, y) _mm256_storeu_si256((__m256i *)(y), _mm512_cvtps_ph(_mm512_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT))
 #elif defined(__F16C__)
+enum { FN_HALVES = 8 };
+#define FN_WIDEN(x, y) _mm256_storeu_ps((y), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x))))
+#define FN_NARROW(x, y) _mm_storeu_si128((__m128i *)(y), _mm256_cvtps_ph(_mm256_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT))
+#endif
+
+/* n is rounded down to whole groups of FN_LANES */
+#if defined(FN_WIDEN)
 static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
 {
-    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 8)
-        _mm256_storeu_ps((float *)y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)x + i))));
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += FN_HALVES)
+        FN_WIDEN((const uint16_t *)x + i, (float *)y + i);
 }
 
 static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
 {
-    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += 8) {
-        __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps((const float *)x + i), _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128((__m128i *)((uint16_t *)y + i), half);
-    }
+    for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i += FN_HALVES)
+        FN_NARROW((const float *)x + i, (uint16_t *)y + i);
 }
 #else
 static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)

@@ -2,9 +2,9 @@
 #ifndef FN_VECTORS_H
 #define FN_VECTORS_H
 
+#include <stddef.h>
 #include <stdint.h>
-
-#include "elementary.h"
+#include <string.h>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -26,6 +26,7 @@ typedef double fn_doubles __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef double fn_wide_doubles __attribute__((vector_size(2 * FN_VECTOR_BYTES))); /* as many as there are floats in fn_floats */
 
 typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned(4), may_alias));
+typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), aligned(8), may_alias));
 #define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i))) /* those at x + i, as a value or to assign to */
 
 /* As FN_FMAF: of a * b + c gcc makes no multiply-add. */
@@ -39,6 +40,13 @@ typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned
 #define FN_FMA_FLOATS(a, b, c) ((a) * (b) + (c))
 #endif
 
-static const int32_t fn_lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* A part of 16 lanes, with zeros in those before lane `first` */
+static inline fn_floats fn_from_lane(fn_floats part, int number, ptrdiff_t first)
+{
+    static const int32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    fn_ints counts;
+    memcpy(&counts, lane + number * (16 / FN_PARTS), sizeof(counts));
+    return (fn_floats)((fn_ints)part & (counts >= (int32_t)first));
+}
 
 #endif
