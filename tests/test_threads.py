@@ -99,18 +99,23 @@ import os, threading, time
 import numpy as np, fastnn as fn
 def tasks():
     return [int(name) for name in os.listdir("/proc/self/task")]
+def work():
+    fn.mish(x, out=out)
+    chosen_for_all.wait()  # no thread may end while its processors are chosen
 fn.runtime.set_num_threads(2)
 x = np.linspace(-5, 5, 12_000_000)
 out = np.empty_like(x)
 fn.mish(x, out=out)
 time.sleep(0.1)
-thread = threading.Thread(target=fn.mish, args=(x,), kwargs={"out": out})
+chosen_for_all = threading.Event()
+thread = threading.Thread(target=work)
 thread.start()
-time.sleep(0.01)
+time.sleep(0.005)
 now = [os.sched_getaffinity(task) for task in tasks()]
 chosen = next(({cpu} for cpu in os.sched_getaffinity(0) if {cpu} not in now), os.sched_getaffinity(0))
 for task in tasks():
     os.sched_setaffinity(task, chosen)
+chosen_for_all.set()
 thread.join()
 time.sleep(0.1)
 print([os.sched_getaffinity(task) for task in tasks()].count(chosen) == len(tasks()))
