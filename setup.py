@@ -35,8 +35,10 @@ FLAGS = [
 # gcc alone: order the instructions of the loops for their latencies, and unroll all of them twice: the processor's
 # window is too short to overlap iterations of 40 instructions and more by itself (gelu gains 8 %, without AVX 20 %),
 # and short loops are limited by memory, which does not like longer stretches of one array, then another. Three passes
-# are kept from moving a select's arms about, which costs softsign and selu a sixth.
+# are kept from moving a select's arms about, which costs softsign and selu a sixth; one from making rep stos of the
+# loops that clear sums, which takes tens of cycles a row.
 LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
+LOOP_FLAGS += ["-fno-tree-loop-distribute-patterns"]
 UNROLLING = {"max-unroll-times": 2, "max-average-unrolled-insns": 300, "max-unrolled-insns": 400}
 LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]

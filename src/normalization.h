@@ -71,8 +71,8 @@ static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n
     fn_floats g, u, sum[FN_PARTS], product[FN_PARTS], square[FN_PARTS];
     for (int part = 0; part < FN_PARTS; part++) {
         const ptrdiff_t at = end + part * step;
-        sum[part] = fn_from_lane(FN_FLOATS(dy, at), part, whole - end);
-        u = fn_from_lane(FN_FLOATS(x, at) * scale - centre, part, whole - end);
+        sum[part] = fn_from_lane_32(FN_FLOATS(dy, at), part, whole - end);
+        u = fn_from_lane_32(FN_FLOATS(x, at) * scale - centre, part, whole - end);
         product[part] = sum[part] * u;
         square[part] = sum[part] * sum[part];
     }
@@ -129,8 +129,8 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
         const ptrdiff_t begin = i + 16 <= n ? i : n - 16;
         for (int part = 0; part < FN_PARTS; part++) {
             const ptrdiff_t at = begin + part * STEP;
-            const fn_floats d = fn_from_lane(FN_FLOATS(dy, at), part, i - begin);
-            const fn_floats u = fn_from_lane(FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres), part, i - begin);
+            const fn_floats d = fn_from_lane_32(FN_FLOATS(dy, at), part, i - begin);
+            const fn_floats u = fn_from_lane_32(FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres), part, i - begin);
             FN_ADD_PART(at, d, u, sum[part], product[part], square[part]);
         }
     }

@@ -1,5 +1,5 @@
-/* The sums of softmax's rows of floats in double (see activation_row_loops.pxi.tp), in explicit vectors: gcc would take the lanes
- * through memory from one loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
+/* The sums of softmax's rows (see activation_row_loops.pxi.tp) in explicit vectors: gcc would take the lanes through memory from one
+ * loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
 #ifndef FN_ROW_SUMS_H
 #define FN_ROW_SUMS_H
 
@@ -10,60 +10,102 @@
 
 typedef double fn_double4 __attribute__((vector_size(32)));
 
-/* Add floats to as many sums, half of them in each of two vectors: one of all would stay in memory. */
-#define FN_ADD(sums, floats) \
+/* sum += term, and to error what that rounds off; doubles or vectors of them */
+#define FN_ADD_EXACTLY(sum, error, term) \
+    do { \
+        const __typeof__(sum) before = (sum), added = (term), after = before + added, shadow = after - before; \
+        (error) += (before - (after - shadow)) + (added - shadow); \
+        (sum) = after; \
+    } while (0)
+
+/* Add a vector of elements to as many sums. Floats need two vectors of doubles: one of twice the width would stay in memory. */
+#define FN_ADD_32(sums, errors, part, floats) \
     do { \
         const fn_wide_doubles wide = __builtin_convertvector((floats), fn_wide_doubles); \
         fn_doubles half[2]; \
         memcpy(half, &wide, sizeof(half)); \
-        (sums)[0] += half[0]; \
-        (sums)[1] += half[1]; \
+        (sums)[2 * (part)] += half[0]; \
+        (sums)[2 * (part) + 1] += half[1]; \
     } while (0)
+#define FN_ADD_64(sums, errors, part, doubles) FN_ADD_EXACTLY((sums)[part], (errors)[part], doubles)
+#define FN_ADD_ONE_32(sum, error, x) ((sum) += (double)(x))
+#define FN_ADD_ONE_64(sum, error, x) FN_ADD_EXACTLY(sum, error, x)
+
+/* An infinite sum stays infinite: its rounding errors are NaN. */
+static inline double fn_with_error(double sum, double error) { return error == error ? sum + error : sum; }
+
+/* The sum of all lanes, which are here four vectors of four */
+static inline double fn_total_32(const fn_double4 *sums, const fn_double4 *errors)
+{
+    const fn_double4 four = ((sums[0] + sums[1]) + sums[2]) + sums[3];
+    (void)errors;
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *errors)
+{
+    fn_double4 four = sums[0], lost = errors[0];
+    double low = 0, even = 0, odd = 0, first, second;
+    for (int i = 1; i < 4; i++) {
+        FN_ADD_EXACTLY(four, lost, sums[i]);
+        lost += errors[i];
+    }
+    first = four[0];
+    second = four[1];
+    FN_ADD_EXACTLY(first, even, four[2]);
+    FN_ADD_EXACTLY(second, odd, four[3]);
+    FN_ADD_EXACTLY(first, low, second);
+    return fn_with_error(first, low + ((even + odd) + ((lost[0] + lost[2]) + (lost[1] + lost[3]))));
+}
 
 /* vector(i): the terms of a vector from element i on; element(i): of one */
-#define FN_SUM_ROW(name, vector, element) \
-    static inline double fn_sum_row##name(const float *restrict a, const float *restrict b, ptrdiff_t n, float top) \
+#define FN_SUM_ROW(name, real, bits, vector, element) \
+    static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, real top) \
     { \
-        enum { STEP = 16 / FN_PARTS }; \
-        fn_doubles sums[2 * FN_PARTS]; \
-        fn_double4 four, quarter[4]; \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP }; \
+        fn_doubles sums[2 * FN_PARTS], errors[2 * FN_PARTS]; \
+        fn_double4 quarter_sums[4], quarter_errors[4]; \
         ptrdiff_t i = 0; \
         (void)b, (void)top; \
         if (n < 64) { \
-            double total = 0; \
+            double total = 0, error = 0; \
             for (; i < n; i++) \
-                total += (double)element(i); \
-            return total; \
+                FN_ADD_ONE_##bits(total, error, element(i)); \
+            return fn_with_error(total, error); \
         } \
-        memset(sums, 0, sizeof(sums)); \
+        for (int part = 0; part < 2 * FN_PARTS; part++) \
+            sums[part] = errors[part] = (fn_doubles){0}; /* memset would be a slow instruction here */ \
         for (; i + 64 <= n; i += 64) \
-            for (int part = 0; part < FN_PARTS; part++) { \
+            for (int part = 0; part < PARTS; part++) { \
                 const ptrdiff_t at = i + part * STEP; \
-                FN_ADD(sums + 2 * part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
+                FN_ADD_##bits(sums, errors, part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
             } \
         for (; i + 16 <= n; i += 16) \
-            for (int part = 0; part < FN_PARTS; part++) \
-                FN_ADD(sums + 2 * part, vector(i + part * STEP)); \
+            for (int part = 0; part < PARTS; part++) \
+                FN_ADD_##bits(sums, errors, part, vector(i + part * STEP)); \
         if (i < n) { \
-            for (int part = 0; part < FN_PARTS; part++) { \
-                const fn_floats last = vector(n - 16 + part * STEP); \
-                FN_ADD(sums + 2 * part, fn_from_lane(last, part, 16 - (n - i))); \
-            } \
+            for (int part = 0; part < PARTS; part++) \
+                FN_ADD_##bits(sums, errors, part, fn_from_lane_##bits(vector(n - 16 + part * STEP), part, 16 - (n - i))); \
         } \
-        memcpy(quarter, sums, sizeof(quarter)); \
-        four = ((quarter[0] + quarter[1]) + quarter[2]) + quarter[3]; \
-        return (four[0] + four[2]) + (four[1] + four[3]); \
+        memcpy(quarter_sums, sums, sizeof(sums)); \
+        memcpy(quarter_errors, errors, sizeof(errors)); \
+        return fn_total_##bits(quarter_sums, quarter_errors); \
     }
+#define FN_SUM_ROWS(real, bits) \
+    FN_SUM_ROW(, real, bits, FN_VALUES_##bits, FN_VALUE) \
+    FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits, FN_PRODUCT) \
+    FN_SUM_ROW(_of_others, real, bits, FN_OTHERS_##bits, FN_OTHER)
 
-#define FN_VALUES(i) FN_FLOATS(a, i)
 #define FN_VALUE(i) a[i]
-FN_SUM_ROW(, FN_VALUES, FN_VALUE)
-#define FN_PRODUCTS(i) (FN_FLOATS(a, i) * FN_FLOATS(b, i))
 #define FN_PRODUCT(i) (a[i] * b[i])
-FN_SUM_ROW(_of_products, FN_PRODUCTS, FN_PRODUCT)
-#define FN_OTHERS(i) ((fn_floats)((fn_ints)FN_FLOATS(b, i) & (FN_FLOATS(a, i) != top)))
-#define FN_OTHER(i) (a[i] == top ? 0.0f : b[i])
-FN_SUM_ROW(_of_others, FN_OTHERS, FN_OTHER)
+#define FN_OTHER(i) (a[i] == top ? 0 : b[i])
+#define FN_VALUES_32(i) FN_FLOATS(a, i)
+#define FN_PRODUCTS_32(i) (FN_FLOATS(a, i) * FN_FLOATS(b, i))
+#define FN_OTHERS_32(i) ((fn_floats)((fn_ints)FN_FLOATS(b, i) & (FN_FLOATS(a, i) != top)))
+FN_SUM_ROWS(float, 32)
+#define FN_VALUES_64(i) FN_DOUBLES(a, i)
+#define FN_PRODUCTS_64(i) (FN_DOUBLES(a, i) * FN_DOUBLES(b, i))
+#define FN_OTHERS_64(i) ((fn_doubles)((fn_longs)FN_DOUBLES(b, i) & (FN_DOUBLES(a, i) != top)))
+FN_SUM_ROWS(double, 64)
 
 /* dx = y * (dy - mean), in whole vectors of memory where dx is long: as a rule of dy and y too. Vectors of their own take the ends
  * in, and compute some elements a second time. */

@@ -21,13 +21,16 @@ enum { FN_VECTOR_BYTES = 16 };
 #endif
 enum { FN_PARTS = 64 / FN_VECTOR_BYTES }; /* of 16 floats */
 typedef int32_t fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
+typedef int64_t fn_longs __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef double fn_doubles __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef double fn_wide_doubles __attribute__((vector_size(2 * FN_VECTOR_BYTES))); /* as many as there are floats in fn_floats */
 
 typedef float fn_any_floats __attribute__((vector_size(FN_VECTOR_BYTES), aligned(4), may_alias));
 typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), aligned(8), may_alias));
-#define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i))) /* those at x + i, as a value or to assign to */
+/* Those at x + i, as a value or to assign to */
+#define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i)))
+#define FN_DOUBLES(x, i) (*(fn_any_doubles *)((x) + (i)))
 
 /* As FN_FMAF: of a * b + c gcc makes no multiply-add. */
 #if defined(__AVX512F__)
@@ -41,12 +44,15 @@ typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), align
 #endif
 
 /* A part of 16 lanes, with zeros in those before lane `first` */
-static inline fn_floats fn_from_lane(fn_floats part, int number, ptrdiff_t first)
-{
-    static const int32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    fn_ints counts;
-    memcpy(&counts, lane + number * (16 / FN_PARTS), sizeof(counts));
-    return (fn_floats)((fn_ints)part & (counts >= (int32_t)first));
-}
+#define FN_FROM_LANE(bits, vector, mask, integer) \
+    static inline vector fn_from_lane_##bits(vector part, int number, ptrdiff_t first) \
+    { \
+        static const integer lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; \
+        mask counts; \
+        memcpy(&counts, lane + number * (FN_VECTOR_BYTES / sizeof(integer)), sizeof(counts)); \
+        return (vector)((mask)part & (counts >= (integer)first)); \
+    }
+FN_FROM_LANE(32, fn_floats, fn_ints, int32_t)
+FN_FROM_LANE(64, fn_doubles, fn_longs, int64_t)
 
 #endif
