@@ -9,6 +9,7 @@ cdef enum:
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
+    SHORT = 32               # floats from which gradients are faster in the row form; else it is FN_GROUP elements
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
 
 cdef struct Rows:
@@ -43,7 +44,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef fn_loss loss
     cdef Operand* operand
     # in the row form, what must be there before the row
-    cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_GROUP - rows.length) * plan.itemsize if rows.by_row else 0
+    cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_LANES - rows.length) * plan.itemsize if rows.by_row else 0
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
@@ -146,7 +147,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     cdef Plan* plan = &rows.plan
     cdef Operand* operands[3]
     cdef Py_ssize_t row_stride[3]
-    cdef Py_ssize_t stride
+    cdef Py_ssize_t stride, short
     cdef int order[MAX_DIMS]
     cdef int i, axis, best = 0, last, ndim = 0
     if plan.size == 0:
@@ -179,12 +180,13 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     rows.lanes = plan.shape[last]
     plan.shape[last + 1] = rows.length
     plan.ndim += 1
-    rows.by_row = rows.lanes < 8 or (rows.length >= FN_GROUP and (rows.lanes < FN_LANES
+    short = SHORT if plan.itemsize == 4 and direction == FN_BACKWARD else FN_GROUP
+    rows.by_row = rows.lanes < 8 or (rows.length >= short and (rows.lanes < FN_LANES
                                      or abs(row_stride[0]) <= abs(plan.source[0].strides[last])))
     for i in range(plan.inputs + 1):
         operands[i].native = is_native(plan, operands[i])
         operands[i].contiguous = operands[i].native and row_stride[i] == plan.itemsize  # row by row
-        operands[i].direct = operands[i].contiguous and rows.length >= FN_GROUP
+        operands[i].direct = operands[i].contiguous and rows.length >= FN_LANES
         if not rows.by_row:
             operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
@@ -221,7 +223,7 @@ cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
     are read across."""
     cdef const Plan* plan = &rows.plan
     cdef Py_ssize_t nbytes = rows.length * plan.itemsize, most = TOGETHER_BYTES // (plan.inputs * nbytes)
-    if plan.streamed or rows.length < FN_GROUP:
+    if plan.streamed or rows.length < FN_LANES:
         return 1
     if are_beside(plan):
         most = max(most, PANEL_BYTES // nbytes)

@@ -1,11 +1,13 @@
-/* The sums of softmax's rows (see activation_row_loops.pxi.tp) in explicit vectors: gcc would take the lanes through memory from one
- * loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
+/* The sums of softmax's rows (see activation_row_loops.pxi.tp) in explicit vectors: gcc would take the lanes through memory from
+ * one loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
 #ifndef FN_ROW_SUMS_H
 #define FN_ROW_SUMS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
+#include "transport.h"
 #include "vectors.h"
 
 typedef double fn_double4 __attribute__((vector_size(32)));
@@ -28,8 +30,17 @@ typedef double fn_double4 __attribute__((vector_size(32)));
         (sums)[2 * (part) + 1] += half[1]; \
     } while (0)
 #define FN_ADD_64(sums, errors, part, doubles) FN_ADD_EXACTLY((sums)[part], (errors)[part], doubles)
-#define FN_ADD_ONE_32(sum, error, x) ((sum) += (double)(x))
+#define FN_ADD_ONE_32(sum, error, x) ((sum) += (x))
 #define FN_ADD_ONE_64(sum, error, x) FN_ADD_EXACTLY(sum, error, x)
+/* terms = the sixteen elements from i on, as doubles */
+#define FN_LAY_32(terms, vector, i) \
+    for (int part = 0; part < FN_PARTS; part++) { \
+        const fn_wide_doubles wide = __builtin_convertvector(vector((i) + part * (16 / FN_PARTS)), fn_wide_doubles); \
+        memcpy((terms) + part * (16 / FN_PARTS), &wide, sizeof(wide)); \
+    }
+#define FN_LAY_64(terms, vector, i) \
+    for (int part = 0; part < 2 * FN_PARTS; part++) \
+        FN_DOUBLES(terms, part * (8 / FN_PARTS)) = vector((i) + part * (8 / FN_PARTS))
 
 /* An infinite sum stays infinite: its rounding errors are NaN. */
 static inline double fn_with_error(double sum, double error) { return error == error ? sum + error : sum; }
@@ -57,8 +68,8 @@ static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *error
     return fn_with_error(first, low + ((even + odd) + ((lost[0] + lost[2]) + (lost[1] + lost[3]))));
 }
 
-/* vector(i): the terms of a vector from element i on; element(i): of one */
-#define FN_SUM_ROW(name, real, bits, vector, element) \
+/* vector(i): the terms of a vector from element i on */
+#define FN_SUM_ROW(name, real, bits, vector) \
     static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, real top) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP }; \
@@ -67,9 +78,12 @@ static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *error
         ptrdiff_t i = 0; \
         (void)b, (void)top; \
         if (n < 64) { \
-            double total = 0, error = 0; \
-            for (; i < n; i++) \
-                FN_ADD_ONE_##bits(total, error, element(i)); \
+            double terms[16 + 64], total = 0, error = 0; /* of element j: terms[16 + j] */ \
+            for (; i < n - 16; i += 16) \
+                FN_LAY_##bits(terms + 16 + i, vector, i); \
+            FN_LAY_##bits(terms + n, vector, n - 16); \
+            for (i = 16; i < 16 + n; i++) \
+                FN_ADD_ONE_##bits(total, error, terms[i]); \
             return fn_with_error(total, error); \
         } \
         for (int part = 0; part < 2 * FN_PARTS; part++) \
@@ -90,22 +104,100 @@ static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *error
         memcpy(quarter_errors, errors, sizeof(errors)); \
         return fn_total_##bits(quarter_sums, quarter_errors); \
     }
-#define FN_SUM_ROWS(real, bits) \
-    FN_SUM_ROW(, real, bits, FN_VALUES_##bits, FN_VALUE) \
-    FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits, FN_PRODUCT) \
-    FN_SUM_ROW(_of_others, real, bits, FN_OTHERS_##bits, FN_OTHER)
+#define FN_SUMS(real, bits) \
+    FN_SUM_ROW(, real, bits, FN_VALUES_##bits) \
+    FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits) \
+    FN_SUM_ROW(_of_others, real, bits, FN_OTHERS_##bits)
 
-#define FN_VALUE(i) a[i]
-#define FN_PRODUCT(i) (a[i] * b[i])
-#define FN_OTHER(i) (a[i] == top ? 0 : b[i])
 #define FN_VALUES_32(i) FN_FLOATS(a, i)
 #define FN_PRODUCTS_32(i) (FN_FLOATS(a, i) * FN_FLOATS(b, i))
 #define FN_OTHERS_32(i) ((fn_floats)((fn_ints)FN_FLOATS(b, i) & (FN_FLOATS(a, i) != top)))
-FN_SUM_ROWS(float, 32)
+FN_SUMS(float, 32)
 #define FN_VALUES_64(i) FN_DOUBLES(a, i)
 #define FN_PRODUCTS_64(i) (FN_DOUBLES(a, i) * FN_DOUBLES(b, i))
 #define FN_OTHERS_64(i) ((fn_doubles)((fn_longs)FN_DOUBLES(b, i) & (FN_DOUBLES(a, i) != top)))
-FN_SUM_ROWS(double, 64)
+FN_SUMS(double, 64)
+
+/* The same of sixteen rows of 16 <= n < 64 floats, side by side: a sum from first to last has nothing to overlap. */
+static inline void fn_sum_short_rows(const float *a, ptrdiff_t step, ptrdiff_t n, double *sums)
+{
+    float columns[16 * 64];
+    fn_doubles lanes[2 * FN_PARTS], errors;
+    (void)errors;
+    fn_transpose_32(a, step, columns, 16, 16, n);
+    for (int part = 0; part < 2 * FN_PARTS; part++)
+        lanes[part] = (fn_doubles){0};
+    for (ptrdiff_t i = 0; i < n; i++)
+        for (int part = 0; part < FN_PARTS; part++)
+            FN_ADD_32(lanes, errors, part, FN_FLOATS(columns, 16 * i + part * (16 / FN_PARTS)));
+    memcpy(sums, lanes, sizeof(lanes));
+}
+static inline void fn_sum_short_rows_of_products(const float *restrict a, ptrdiff_t a_step, const float *restrict b, ptrdiff_t b_step,
+                                                 ptrdiff_t n, double *sums)
+{
+    enum { STEP = FN_VECTOR_BYTES / sizeof(float) };
+    float products[16 * 64];
+    for (float *row = products; row < products + 16 * 64; row += 64, a += a_step, b += b_step) {
+        for (ptrdiff_t i = 0; i < n - STEP; i += STEP)
+            FN_FLOATS(row, i) = FN_FLOATS(a, i) * FN_FLOATS(b, i);
+        FN_FLOATS(row, n - STEP) = FN_FLOATS(a, n - STEP) * FN_FLOATS(b, n - STEP);
+    }
+    fn_sum_short_rows(products, 64, n, sums);
+}
+
+/* The same of up to sixteen rows */
+#define FN_SUM_ROWS(bits, real) \
+    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t rows, double *sums) \
+    { \
+        if (sizeof(real) == sizeof(float) && n < 64 && rows == 16) { \
+            fn_sum_short_rows((const float *)a, step, n, sums); \
+            return; \
+        } \
+        for (ptrdiff_t row = 0; row < rows; row++, a += step) \
+            sums[row] = fn_sum_row_##bits(a, a, n, 0); \
+    } \
+    static inline void fn_sum_rows_of_products_##bits(const real *a, ptrdiff_t a_step, const real *b, ptrdiff_t b_step, \
+                                                      ptrdiff_t n, ptrdiff_t rows, double *sums) \
+    { \
+        if (sizeof(real) == sizeof(float) && n < 64 && rows == 16) { \
+            fn_sum_short_rows_of_products((const float *)a, a_step, (const float *)b, b_step, n, sums); \
+            return; \
+        } \
+        for (ptrdiff_t row = 0; row < rows; row++, a += a_step, b += b_step) \
+            sums[row] = fn_sum_row_of_products_##bits(a, b, n, 0); \
+    }
+FN_SUM_ROWS(32, float)
+FN_SUM_ROWS(64, double)
+
+/* The least and the largest of a row that does not end before a vector does; a NaN does not count. */
+#define FN_EXTENT(bits, real, vector, mask, load) \
+    static inline void fn_extent_##bits(const real *x, ptrdiff_t n, real *bottom, real *top) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
+        real lows[STEP], highs[STEP]; \
+        vector low, high; \
+        for (int j = 0; j < STEP; j++) { \
+            low[j] = INFINITY; \
+            high[j] = -INFINITY; \
+        } \
+        for (ptrdiff_t i = 0; i < n; i += STEP) { \
+            const vector some = load(x, i < n - STEP ? i : n - STEP); \
+            const mask lower = some < low, higher = some > high; \
+            low = (vector)(((mask)some & lower) | ((mask)low & ~lower)); \
+            high = (vector)(((mask)some & higher) | ((mask)high & ~higher)); \
+        } \
+        memcpy(lows, &low, sizeof(low)); \
+        memcpy(highs, &high, sizeof(high)); \
+        for (int half = STEP / 2; half; half /= 2) \
+            for (int j = 0; j < half; j++) { \
+                lows[j] = lows[j + half] < lows[j] ? lows[j + half] : lows[j]; \
+                highs[j] = highs[j + half] > highs[j] ? highs[j + half] : highs[j]; \
+            } \
+        *bottom = lows[0]; \
+        *top = highs[0]; \
+    }
+FN_EXTENT(32, float, fn_floats, fn_ints, FN_FLOATS)
+FN_EXTENT(64, double, fn_doubles, fn_longs, FN_DOUBLES)
 
 /* dx = y * (dy - mean), in whole vectors of memory where dx is long: as a rule of dy and y too. Vectors of their own take the ends
  * in, and compute some elements a second time. */
