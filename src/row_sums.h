@@ -1,5 +1,5 @@
 /* The sums of softmax's rows (see activation_row_loops.pxi.tp) in explicit vectors: gcc would take the lanes through memory from
- * one loop to the next, which takes longer than a row of some hundred elements does. And its gradient. */
+ * one loop to the next, which takes longer than a row of some hundred elements does. And their extents and softmax's gradient. */
 #ifndef FN_ROW_SUMS_H
 #define FN_ROW_SUMS_H
 
@@ -45,6 +45,16 @@ typedef double fn_double4 __attribute__((vector_size(32)));
 /* An infinite sum stays infinite: its rounding errors are NaN. */
 static inline double fn_with_error(double sum, double error) { return error == error ? sum + error : sum; }
 
+/* a + b + c + d, in which the error was lost */
+static inline double fn_add_four(double a, double b, double c, double d, double error)
+{
+    double low = 0, even = 0, odd = 0;
+    FN_ADD_EXACTLY(a, even, c);
+    FN_ADD_EXACTLY(b, odd, d);
+    FN_ADD_EXACTLY(a, low, b);
+    return fn_with_error(a, low + ((even + odd) + error));
+}
+
 /* The sum of all lanes, which are here four vectors of four */
 static inline double fn_total_32(const fn_double4 *sums, const fn_double4 *errors)
 {
@@ -55,17 +65,11 @@ static inline double fn_total_32(const fn_double4 *sums, const fn_double4 *error
 static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *errors)
 {
     fn_double4 four = sums[0], lost = errors[0];
-    double low = 0, even = 0, odd = 0, first, second;
     for (int i = 1; i < 4; i++) {
         FN_ADD_EXACTLY(four, lost, sums[i]);
         lost += errors[i];
     }
-    first = four[0];
-    second = four[1];
-    FN_ADD_EXACTLY(first, even, four[2]);
-    FN_ADD_EXACTLY(second, odd, four[3]);
-    FN_ADD_EXACTLY(first, low, second);
-    return fn_with_error(first, low + ((even + odd) + ((lost[0] + lost[2]) + (lost[1] + lost[3]))));
+    return fn_add_four(four[0], four[1], four[2], four[3], (lost[0] + lost[2]) + (lost[1] + lost[3]));
 }
 
 /* vector(i): the terms of a vector from element i on */
