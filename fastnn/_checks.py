@@ -138,9 +138,9 @@ def _satisfies(number: float, must_be: str) -> bool:
     return must_be == "finite" or number >= 0
 
 
-def check_bounds(min_val: float, max_val: float) -> None:
+def check_bounds(min_val: Any, max_val: Any) -> None:
     """Raise unless min_val <= max_val, as hardtanh needs."""
-    if min_val > max_val:
+    if _as_real(min_val, "min_val") > _as_real(max_val, "max_val"):
         raise ValueError(f"min_val is {min_val} and max_val {max_val}; min_val must not be greater than max_val")
 
 

@@ -651,7 +651,8 @@ def _copy(source: Array, target: Array) -> None:
     if ours:
         _core.copy_array(source, target)
     else:
-        target[...] = source
+        with np.errstate(invalid="ignore"):  # a signalling NaN that becomes another dtype
+            target[...] = source
 
 
 def _common_order(*arrays: Array) -> tuple[int, ...] | None:

@@ -46,7 +46,7 @@ def use_isa(name: str) -> Iterator[str]:
     """
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; it must be one of the strings {', '.join(available_isas())}")
-    former = _core.set_thread_level(name)
+    former = _core.set_thread_level(str(name))  # a NumPy string, too
     try:
         yield name
     finally:

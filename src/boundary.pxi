@@ -179,7 +179,10 @@ cdef object run_checked(int row, int direction, object a, object b, object out, 
 
 cdef object in_dtype(object x, object dtype):
     """x itself where it has the dtype in either byte order, else converted (operands of two dtypes)."""
-    return x if x.dtype.newbyteorder("=") == dtype else x.astype(dtype)
+    if x.dtype.newbyteorder("=") == dtype:
+        return x
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return x.astype(dtype)
 
 
 cdef object run_arrays(int row, int direction, ndarray a, object b, ndarray y, const double* params):

@@ -242,6 +242,18 @@ def test_two_dtypes_combine(isa):
     assert fn.silu_backward(dy.astype(">f4"), x.astype(">f4")).dtype == np.dtype(np.float32)
 
 
+@pytest.mark.parametrize("module", [fn, ref])
+def test_a_signalling_nan_is_converted_without_a_warning(module):
+    """In raw bytes any NaN may stand, and only arrays of two dtypes are converted."""
+    x = np.array([[0x7F800001, 0x3F800000]], np.uint32).view(np.float32)
+    one = np.ones((1, 2))
+    with np.errstate(all="raise"):
+        assert np.isnan(module.relu_backward(one, x)).tolist() == [[True, False]]
+        assert np.isnan(module.softmax_backward(one, x)).all()
+        assert np.isnan(module.prelu_backward(one, x, 0.25)[0]).tolist() == [[True, False]]
+        assert np.isnan(module.layer_norm_backward(one, x, np.zeros(1), np.ones(1))[0]).any()
+
+
 @pytest.mark.parametrize("module", [fn, ref], ids=["fastnn", "reference"])
 def test_parameters_are_rounded_to_the_dtype_that_both_inputs_are_computed_in(module):
     x, dy = np.linspace(-3, 3, 50), np.ones(50)

@@ -51,6 +51,26 @@ def test_gradcheck_to_second_order(name, params):
     assert gradgradcheck(f, X)
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        F.gelu,
+        F.softmax,
+        F.maxout,
+        F.batch_norm,
+        lambda g: F.layer_norm(X.detach(), g[0]),
+        lambda g: F.prelu(X.detach(), g[0]),
+        lambda x: F.cross_entropy(x, torch.tensor([0, 1, 2])),
+        F.BatchNorm1d(4, dtype=torch.float64),
+    ],
+)
+def test_forward_mode_is_refused(f):
+    """PyTorch would take the derivative of another library's operator for 0."""
+    x = X.detach()
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(f, (x,), (torch.ones_like(x),))
+
+
 # Every operator is made by one of two factories, so the slow half of opcheck (it traces the operator) runs on a few.
 @pytest.mark.parametrize(("name", "params"), VARIANTS)
 def test_opcheck(name, params):

@@ -152,6 +152,8 @@ def test_parameters_that_are_accepted(module):
         (lambda m: m.hardtanh(X, 1.0, -1.0), "min_val.*max_val"),
         (lambda m: m.hardtanh_backward(X, X, 1.0, 0.5), "min_val.*max_val"),
         (lambda m: m.hardtanh(X, min_val=2), "min_val.*max_val"),
+        (lambda m: m.hardtanh(X, 1.0000000001, 1.0), "min_val.*max_val"),  # equal in float32
+        (lambda m: m.hardtanh(X, np.float64(1.0000000001), 1.0), "min_val.*max_val"),
         (lambda m: m.gelu(X, "fast"), "'fast'.*tanh"),
         (lambda m: m.gelu_backward(X, X, ""), "approximate"),
     ],
@@ -298,6 +300,8 @@ def test_out_is_given_by_name_only():
 
 
 def test_isa_and_threads():
+    with fn.runtime.use_isa(np.str_(fn.runtime.available_isas()[0])):
+        pass
     with pytest.raises(ValueError, match="'sse9'"), fn.runtime.use_isa("sse9"):
         pass
     for bad, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)):

@@ -7,7 +7,7 @@
 Names and parameters are fastnn's (``axis``, not ``dim``). Values that only a backward pass needs are not returned:
 normalizations and maxout give y alone, cross_entropy the loss. Every function is a torch.library operator with a fake
 and an autograd formula, so torch.compile and torch.export see it as one node. The second derivative of the
-activations is a kernel's or written out, that of all others PyTorch's own.
+activations is a kernel's or written out, that of all others PyTorch's own. Forward mode raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fastnn.backends import _functions, _host
 
 try:
     import torch
+    from torch.autograd import forward_ad
 except ImportError as error:
     raise _host.absent("torch") from error
 
@@ -41,6 +42,7 @@ def _checked(x: Any, name: str = "x") -> Any:
     """x as a tensor that a kernel takes: integers and bools become the default dtype, as in PyTorch's own functions."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a torch.Tensor (fastnn.* take NumPy arrays)")
+    _refuse_tangents(x)
     if x.dtype in _FLOATS:
         return x
     if x.is_floating_point() or x.is_complex():
@@ -49,6 +51,15 @@ def _checked(x: Any, name: str = "x") -> Any:
             f"convert it first, as in {name}.float()"
         )
     return x.to(torch.get_default_dtype())
+
+
+def _refuse_tangents(*tensors: Any) -> None:
+    """Raise in forward mode: PyTorch has no way to teach it to an operator of another library, and would take 0."""
+    if any(isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "fastnn's operators have no forward-mode derivative in PyTorch (torch.func.jvp, jacfwd, forward_ad); "
+            "use reverse mode: backward(), torch.autograd.grad, torch.autograd.functional.jacobian"
+        )
 
 
 def _array(x: Any) -> Any:
@@ -171,6 +182,7 @@ class _Formula:
         self.backward.register_autograd(self._differentiate_backward, setup_context=self._save_backward)
 
     def __call__(self, *args: Any) -> Any:
+        _refuse_tangents(*args)
         return self.forward(*args)[0] if self._saved else self.forward(*args)
 
     def _outputs(self, values: list[Any]) -> Any:
@@ -380,6 +392,7 @@ class _BatchNorm:
 
     def forward(self: Any, x: Any) -> Any:
         self._check_input_dim(x)
+        _refuse_tangents(self.weight, self.bias)
         if not self.training and self.running_mean is not None:
             return batch_norm_inference(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         count = x.numel() // x.shape[1]
