@@ -192,7 +192,8 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
     dy: dL/dy, an array of x's shape. x: the forward input. slope, axis: as in the forward call.
     out: array of x's shape and the result's dtype that receives dx; it may be dy or x or overlap them.
 
-    dslope has slope's shape and dtype; it is summed in float64 in a fixed order, so its bits do not depend on the threads.
+    dslope has slope's shape and dtype; products, and sums of up to four, are in the dtype computed in, all else is summed in
+    float64 in a fixed order, so its bits do not depend on the threads.
     Raises as prelu does, ValueError where the shapes differ.
     """
     cdef Channels job
