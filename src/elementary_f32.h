@@ -223,13 +223,13 @@ FN float sigmoid_f32(float x)
     return FN_FMAF(too_much_f32(q, d, lo, F32_LOGISTIC_SCALE), inverse, q);
 }
 
-/* x / (1 + e^-x); above 32 it is x. */
+/* x / (1 + e^-x); above 32 it is x: what 32 lacks is subtracted, +0 elsewhere, which keeps a result of -0. */
 FN float silu_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_minus_zero_f32);
+    float above = max_f32(x, fn_silu_low_f32), inside = min_f32(above, fn_logistic_high_f32), lacking = inside - above;
     float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = inside / d;
     q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
-    return FN_FMAF(q, F32_LOGISTIC_SCALE, excess);
+    return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
 }
 
 FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
@@ -239,14 +239,14 @@ FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
 FN float gelu_f32(float x)
 {
     const float density = 0x1.988454p-2f * 0x1p-24f, magic = F32_MAGIC + (127 + 24);
-    float a = min_f32(abs_f32(x), fn_gelu_end_f32), square_lo, square = two_prod_f32(a, a, &square_lo);
+    float a = min_f32(abs_f32(x), fn_gelu_end_f32), z_lo, z = two_prod_f32(a, a * -0.5f, &z_lo);
     float above = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(-0x1.a5dc4ep-24f, a, -0x1.aa7cbp-8f), a, -0x1.ce70fep-5f), a, -0x1.abe9f6p-3f), a, -0x1.7419e2p-2f);
     float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0b7a5cp-7f, a, 0x1.4b11d8p-4f), a, 0x1.75faeep-2f), a, 0x1.bffbdep-1f), a, 1.0f);
     float fraction = above / below, g = FN_FMAF(a, fraction, 0x1.988454p-1f), g_lo = FN_FMAF(a, fraction, 0x1.988454p-1f - g);
     float d = a + g, d_lo = ((max_f32(a, g) - d) + min_f32(a, g)) + g_lo;
     float q = density / d, q_lo = too_much_f32(q, d, d_lo, density) * minus_rough_inverse_f32(d);
-    float t = FN_FMAF(square, -0.5f * 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
-    float r = FN_FMAF(k, -0x1.62e43p-1f, square * -0.5f), r_lo = FN_FMAF(square_lo, -0.5f, k * 0x1.05c61p-29f);
+    float t = FN_FMAF(z, 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
+    float r = FN_FMAF(k, -0x1.62e43p-1f, z), r_lo = FN_FMAF(k, 0x1.05c61p-29f, z_lo);
     float r2 = r * r, poly = exp_poly_sums_f32(r, r2), p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p) + r_lo;
     float tail;
     q_lo = FN_FMAF(q, p_lo, q_lo);
@@ -260,7 +260,7 @@ FN_BOUND(float, fn_gelu_tanh_linear_f32, 0x1.988454p+0f);
 /* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. 1.3 ULP */
 FN float gelu_tanh_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_gelu_tanh_low_f32), fn_gelu_tanh_high_f32), excess = max_f32(x - fn_gelu_tanh_high_f32, fn_minus_zero_f32);
+    float above = max_f32(x, fn_gelu_tanh_low_f32), inside = min_f32(above, fn_gelu_tanh_high_f32), lacking = inside - above;
     const float linear = fn_gelu_tanh_linear_f32, cubic = 0x1.2444f2p-4f;
     float lo, d, q, square_lo, square = two_prod_f32(inside, inside, &square_lo);
     float term_lo, term = two_prod_f32(square, cubic, &term_lo), factor = term + linear, factor_lo, z_lo, z;
@@ -271,7 +271,7 @@ FN float gelu_tanh_f32(float x)
     d = logistic_divisor_f32(-z, -z_lo, &lo);
     q = inside / d;
     q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
-    return FN_FMAF(q, F32_LOGISTIC_SCALE, excess);
+    return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
 }
 
 FN_BOUND(float, fn_falling_low_f32, -32.0f);
@@ -313,12 +313,12 @@ FN_BOUND(float, fn_mish_low_f32, -110.0f);
 /* x n / (n + 1), n = e + e^2 / 2, e = e^x, which are scaled so that nothing underflows; above 32 it is x. 1.5 ULP */
 FN float mish_f32(float x)
 {
-    float inside = min_f32(max_f32(x, fn_mish_low_f32), fn_logistic_high_f32), excess = max_f32(x - fn_logistic_high_f32, fn_zero_f32);
+    float above = max_f32(x, fn_mish_low_f32), inside = min_f32(above, fn_logistic_high_f32), lacking = inside - above;
     float t, p = exp_fraction_f32(inside, 127 + 32, &t), power = power_f32(t);
     float u = power * p, e = power + u, lo, n = fast_two_sum_f32(power, FN_FMAF(e * 0x1p-33f, e, u), &lo);
     float m = n * 0x1p-32f, d = m + 1.0f, q = n / d, inverse = minus_rough_inverse_f32(d);
     float too_much = FN_FMAF(lo, inverse, FN_FMAF(q, m, q - n));
-    return with_sign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (too_much * inverse)), 0x1p-32f, excess), x);
+    return with_sign_f32(FN_FMAF(FN_FMAF(inside, q, inside * (too_much * inverse)), 0x1p-32f, -lacking), x);
 }
 
 FN_BOUND(float, fn_tanh_high_f32, 10.0f);
@@ -331,9 +331,8 @@ FN float tanh_f32(float x)
     float a = min_f32(abs_f32(x), fn_tanh_high_f32);
     float t = FN_FMAF(a, -0x1.715476p+1f, F32_MAGIC + 127), k = t - (F32_MAGIC + 127), s = from_bits_f32(bits_f32(t) << 23);
     float h = FN_FMAF(k, 0x1.62e43p-2f, a), h2 = h * h;
-    /* T = h + w; the factor is (2.14 - h^2) / 16. What the rounding of ln(2)/2 takes from h is a twentieth of an ULP at most */
-    float factor = from_bits_f32(bits_f32(0x1.120b7p+1f - h2) - (UINT32_C(4) << 23));
-    float w = h2 * h * FN_FMAF(factor, h2, -0x1.5557p-2f);
+    /* T = h + w; what the rounding of ln(2)/2 takes from h is a twentieth of an ULP at most */
+    float w = h2 * h * FN_FMAF(FN_FMAF(-0x1.be571ep-5f, h2, 0x1.111daep-3f), h2, -0x1.555552p-2f);
     float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
     float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
     return with_sign_f32(square + n / FN_FMAF(A, h + w, B), x);
