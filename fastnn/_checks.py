@@ -1,7 +1,7 @@
-"""Argument checks and every error message: one home, shared by `fastnn.reference` and the compiled functions.
+"""Argument checks and their messages, shared by `fastnn.reference` and the compiled functions.
 
-The compiled functions take exact, contiguous, native float32 and float64 arrays on their own; everything else they
-hand to these functions. So a mistake is answered with the same words whichever of the two was called. Each message
+The compiled functions take native float arrays that are right on their own; everything else they hand to these
+functions. So a mistake is answered with the same words whichever of the two was called. Each message
 says what was given and what is accepted.
 """
 

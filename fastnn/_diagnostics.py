@@ -29,7 +29,7 @@ _SATURATED: dict[str, Bounds] = {
     "relu": (0.0, math.inf),
     "elu": (-0.99, math.inf),
     "celu": (-0.99, math.inf),
-    "selu": (-0.99 * 1.7580993408473766, math.inf),
+    "selu": (-0.99 * 1.7580993408473768, math.inf),
     "softplus": (0.01, math.inf),
     "log_sigmoid": (-math.inf, -0.01),
     "leaky_relu": (-math.inf, math.inf),

@@ -2,7 +2,7 @@
 
 setup.py generates the compiled loops and the public functions from these rows; the parity tests, the accuracy
 tests, the benchmarks and the documentation iterate over them. The module imports nothing but the standard
-library, because setup.py reads it before NumPy or fastnn exist.
+library, because setup.py reads it before fastnn exists.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every initializer is ``f(shape, *, gain=1.0, fan_in=None, fan_out=None, rng=None, dtype=np.float32)``, without ``gain``
 where the scale is given outright, and returns a new array. All of them take the same keywords, so one can stand in for
-another; what a rule has no use for is checked and otherwise ignored.
+another; what a rule has no use for is ignored.
 
 Shapes and fans
     ``fan_in`` is the number of inputs that one output sums, ``fan_out`` the number of outputs that one input reaches.
@@ -107,7 +107,7 @@ def constant(
 ) -> Float:
     """Every entry is `value`, any finite number."""
     dims, _, _ = _checked(shape, fan_in, fan_out)
-    return _rounded(np.full(dims, _checks.real_param(value, "value")), _checked_dtype(dtype))
+    return _rounded(np.full(dims, _checks.real_param(value, "value")), _checks.float_dtype(dtype))
 
 
 def normal(
@@ -261,7 +261,7 @@ def orthogonal(
     gain = _checks.real_param(gain, "gain")
     if len(dims) < 2:
         raise ValueError(f"shape is {dims}; orthogonal needs 2 or more dimensions")
-    wanted = _checked_dtype(dtype)
+    wanted = _checks.float_dtype(dtype)
     rows, columns = dims[0], math.prod(dims[1:])
     draws = np.random.default_rng(rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(draws)
@@ -367,7 +367,7 @@ def _scaled(rule: str, gain: float, factor: float, dims: tuple[int, ...], **need
 
 
 def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Float:
-    wanted = _checked_dtype(dtype)
+    wanted = _checks.float_dtype(dtype)
     draws = np.random.default_rng(rng).standard_normal(dims)
     with np.errstate(over="ignore", under="ignore"):
         draws *= std
@@ -376,16 +376,9 @@ def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Fl
 
 def _uniform(dims: tuple[int, ...], low: float, high: float, rng: Any, dtype: DTypeLike) -> Float:
     # Not Generator.uniform: high - low may overflow where neither bound does.
-    wanted = _checked_dtype(dtype)
+    wanted = _checks.float_dtype(dtype)
     draws = np.random.default_rng(rng).random(dims)
     return _rounded(np.clip(low * (1 - draws) + high * draws, low, high), wanted)
-
-
-def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    wanted = np.dtype(dtype)
-    if wanted.kind != "f" or wanted.itemsize > 8:
-        raise TypeError(f"dtype must be float16, float32 or float64, not {wanted}")
-    return wanted.newbyteorder("=")
 
 
 def _rounded(values: NDArray[np.float64], wanted: np.dtype[Any]) -> Float:

@@ -73,8 +73,8 @@ def batch_norm(
     `activation`, the name of an elementwise activation without array parameters, is applied to y with its defaults in
     the same pass; another name is a ValueError. One value a channel, or a constant channel, gives exactly beta.
 
-    Error: float32 results are within 4e-7 of the exact normalized value, whatever the scale of x, also where mean / std
-    is 1e4. Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    Error: float32 results are within 4e-7 * max(1, |x_hat|) of the exact normalized value x_hat before gamma and beta,
+    whatever the scale of x, also where mean / std is 1e4. Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
     result = _core.batch_norm(x, gamma, beta, eps, axis, activation, out)
     if result is None:
@@ -251,8 +251,8 @@ def layer_norm(
     y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased variance. gamma, beta: x.shape[axis:], or None.
     mean, invstd: float64 x.shape[:axis]. x has 1 dimension or more.
 
-    Error: float32 results are within 4e-7 of the exact normalized value before gamma and beta, also where mean / std is
-    1e4. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    Error: float32 results are within 4e-7 * max(1, |x_hat|) of the exact normalized value x_hat before gamma and beta,
+    also where mean / std is 1e4. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
     result = _core.layer_norm(x, gamma, beta, eps, axis, out)
     if result is None:
@@ -282,7 +282,8 @@ def layer_norm_backward(
     With x_hat = (x - mean) * invstd, g = dy * gamma and means over the normalized axes:
 
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta are the sums of dy * x_hat and of dy
-    over the rows. mean, invstd: what `layer_norm` returned. Error: within 1e-5 of the largest element.
+    over the rows. mean, invstd: what `layer_norm` returned. Error: within 1e-5 of the largest element,
+    of the root of a sum's squared terms where all sums nearly cancel.
     """
     result = _core.layer_norm_backward(dy, x, mean, invstd, gamma, axis, out)
     if result is None:
@@ -339,7 +340,8 @@ def rms_norm_backward(
     """Gradients of `rms_norm`: (dx, dgamma).
 
     With x_hat = x * invrms and g = dy * gamma: dx = invrms * (g - x_hat * mean(g * x_hat)), dgamma the sum of
-    dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: within 1e-5 of the largest element.
+    dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: within 1e-5 of the largest element,
+    of the root of a sum's squared terms where all sums nearly cancel.
     """
     result = _core.rms_norm_backward(dy, x, invrms, gamma, axis, out)
     if result is None:
@@ -401,7 +403,8 @@ def group_norm_backward(
     With x_hat = (x - mean) * invstd, g = dy * gamma and means over a group:
 
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta, (C,), are the sums of dy * x_hat and of dy
-    over samples and positions. mean, invstd: what `group_norm` returned. Error: within 1e-5 of the largest element.
+    over samples and positions. mean, invstd: what `group_norm` returned. Error: within 1e-5 of the largest element,
+    of the root of a sum's squared terms where all sums nearly cancel.
     """
     result = _core.group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
     if result is None:

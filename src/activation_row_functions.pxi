@@ -80,6 +80,8 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         if rows.labels != NULL:
             memset(labels, 0, width * sizeof(Py_ssize_t))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
+            for i in range(<int> count):  # they were checked, but another thread of Python may write there since
+                labels[i] = <Py_ssize_t> min(<size_t> labels[i], <size_t> rows.length - 1)
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &loss)
         if used[2] == tiles[2]:
@@ -100,13 +102,14 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     cdef const char* b = plan.source[1].data + begin * nbytes
     cdef char* y = plan.result.data + begin * nbytes
     cdef char* heap = <char*> malloc(nbytes + 2 * CACHE_LINE)
-    cdef char* room = heap + -<uintptr_t> heap % CACHE_LINE
+    cdef char* room
     cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
     cdef Py_ssize_t row, at, ahead, whole
     cdef fn_loss unused
     if heap == NULL:
         rows.out_of_memory = True
         return
+    room = heap + -<uintptr_t> heap % CACHE_LINE
     y -= held
     for row in range(begin, end):
         rows.kernel(a, 1, b, 1, room + held, 1, NULL, rows.length, 1, &unused)

@@ -1,5 +1,5 @@
-# From Python arguments to a plan. Contiguous native arrays take a short path of C checks; everything else (other layouts
-# and dtypes, overlapping results, mistakes) goes through fastnn._checks, which the NumPy reference uses too, so both
+# From Python arguments to a plan. Native arrays take a short path of C checks; everything else (other dtypes and byte
+# orders, lists, overlapping results, mistakes) goes through fastnn._checks, which the NumPy reference uses too, so both
 # accept the same and complain in the same words.
 
 cdef extern from "numpy/arrayobject.h":

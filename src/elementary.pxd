@@ -27,7 +27,6 @@ cdef extern from "elementary.h" nogil:
     float within_zero_six_f32(float x) noexcept
     float below_softsign_end_f32(float x) noexcept
     float one_plus_f32(float a, float* lo) noexcept
-    float log1p_f32(float e) noexcept
     float tanh_f32(float x) noexcept
     float sigmoid_f32(float x) noexcept
     float silu_f32(float x) noexcept
@@ -205,12 +204,6 @@ cdef inline real one_plus(real a, real* lo) noexcept nogil:
         return one_plus_f32(a, lo)
     else:
         return one_plus_f64(a, lo)
-
-cdef inline real log1p(real e) noexcept nogil:
-    if real is float:
-        return log1p_f32(e)
-    else:
-        return log1p_f64(e)
 
 cdef inline real tanh(real x) noexcept nogil:
     if real is float:

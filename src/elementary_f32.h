@@ -1,9 +1,9 @@
 /* Elementary functions in float32. Included by elementary.h, which says what they may be made of; src/fit.py makes the
    coefficients but those of gelu, softplus and tanh.
 
-   exp is handed out in parts, e^x = (hi + lo) * 2^k with about four bits more than a float, so that sigmoid, silu, gelu
-   and the others can work on the parts and round and scale once at the end. k is a float that holds an integer: adding
-   1.5 * 2^23 puts it into the low bits. */
+   exp is handed out in parts, e^x = (hi + lo) * 2^k to softmax, 2^k (1 + p) to sigmoid, silu and the others, which work on
+   the parts and round and scale once at the end. k is a float that holds an integer: adding 1.5 * 2^23 puts it into the low
+   bits. */
 
 FN uint32_t bits_f32(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
 FN float from_bits_f32(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
@@ -175,22 +175,6 @@ FN float expm1_parts_f32(float x, float *lo)
     float p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p), rest = power - 1.0f, hi = FN_FMAF(power, p, rest);
     *lo = FN_FMAF(power, p_lo, FN_FMAF(power, p, rest - hi));
     return hi;
-}
-
-/* log(1 + e), 0 <= e <= 1 */
-FN float log1p_f32(float e)
-{
-    /* from 1/2 on ln 2 is split off: log1p(e) = ln 2 + log1p(f), f = (e - 1) / 2, exactly */
-    int big = e >= 0.5f;
-    float f = select_f32(big, e * 0.5f - 0.5f, e), f2 = f * f, f4 = f2 * f2;
-    float p01 = FN_FMAF(-0x1.00000ep-2f, f, 0x1.555554p-2f), p23 = FN_FMAF(-0x1.554fccp-3f, f, 0x1.999b5p-3f);
-    float p45 = FN_FMAF(-0x1.fff4b6p-4f, f, 0x1.24402cp-3f), p67 = FN_FMAF(-0x1.b03bbap-4f, f, 0x1.d24de8p-4f);
-    float p89 = FN_FMAF(-0x1.02e226p-5f, f, 0x1.4888eep-4f);
-    float p = FN_FMAF(p89, f4, FN_FMAF(p67, f2, p45)), hi, lo;
-    p = FN_FMAF(p, f4, FN_FMAF(p23, f2, p01));
-    hi = fast_two_sum_f32(select_f32(big, 0x1.62e43p-1f, 0.0f), f, &lo);
-    lo += FN_FMAF(f * p, f2, -0.5f * f2) + select_f32(big, -0x1.05c61p-29f, 0.0f);
-    return hi + lo;
 }
 
 /* -1 / x within 5 % for normal positive x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder

@@ -29,7 +29,6 @@ from mpmath import (
     findroot,
     fsum,
     log,
-    log1p,
     lu_solve,
     matrix,
     mp,
@@ -164,14 +163,6 @@ def log_rest(z: mpf) -> mpf:
 
 
 def single_fits() -> dict[str, Fit]:
-    # log1p(f) = f - f**2 / 2 + f**3 * polynomial, error relative to log1p(f)
-    log1p_single = Fit(
-        lambda f: (log1p(f) - f + f * f / 2) / f**3 if f else mpf(1) / 3,
-        lambda f: f**3 / log1p(f) if f else mpf(0),
-        mpf(-1) / 4,
-        mpf(1) / 2,
-        9,
-    )
     # log1p(e) = 2 * s + s * z * polynomial(z), s = e / (2 + e), z = s**2, 0 <= e <= 1; in float64 for a float32 result
     log1p_wide = Fit(log_rest, lambda z: z / 2, mpf(2) ** -40, mpf(1) / 9, 4, wide=True)
     return {
@@ -179,7 +170,6 @@ def single_fits() -> dict[str, Fit]:
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4),
         "exp in sums": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
-        "log1p": log1p_single,
         # exp(-r / 2) / sqrt(2 pi), error relative to it; in float64 for a float32 result
         "density_wide": Fit(density, lambda r: 1 / density(r), -2 * HALF_LN2, 2 * HALF_LN2, 6, wide=True),
     }

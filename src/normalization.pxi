@@ -179,7 +179,6 @@ cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexc
         return False
     begin_job(job, <ndarray> x)
     job.given = given
-    job.count = <double> outer * <double> inner
     job.by_set = inner >= RUN
     if job.by_set and given:
         plan_sets(job, outer * channels, channels, 1, 1, inner)  # runs in the order of memory

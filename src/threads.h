@@ -196,7 +196,11 @@ static void fn_start_workers(int wanted)
         return;
     pthread_attr_setstacksize(&attributes, FN_STACK);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
+    sigfillset(&all); /* but not what a fault in the worker itself raises: somebody may report those */
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (fn_pool.workers < wanted && fn_pool.workers < FN_MAX_WORKERS) {
         pthread_t thread;

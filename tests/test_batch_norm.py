@@ -153,6 +153,21 @@ def test_normalized_output_is_exact_to_4e_7(count, ratio, scale, isa):
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("ratio", [0, 100])
+@pytest.mark.parametrize("outlier", [30, 3000, 1e6])
+def test_normalized_outliers_are_exact_to_4e_7_of_themselves(outlier, ratio, isa):
+    x = np.random.default_rng(0).standard_normal((1000, 4)) + ratio
+    x[17] += outlier
+    x = x.astype(np.float32)
+    wide = x.astype(np.longdouble)
+    exact = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + np.longdouble(1e-5))
+    limit = 4e-7 * np.maximum(1, np.abs(exact))
+    with runtime.use_isa(isa):
+        assert np.all(np.abs(fn.batch_norm(x)[0] - exact) <= limit)
+        assert np.all(np.abs(fn.layer_norm(np.ascontiguousarray(x.T))[0] - exact.T) <= limit.T)
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
 @pytest.mark.parametrize("ratio", [0, 100, 1e4])
 @pytest.mark.parametrize("count", [2, 3, 100, 20000])
@@ -250,9 +265,12 @@ def test_out_with_any_overlap(shape, axis, dtype, activation):
                 assert result is out and np.array_equal(out, dx)
     out = np.zeros(shape[::-1], dtype).T
     assert np.array_equal(fn.batch_norm(x, gamma, beta, axis=axis, activation=activation, out=out)[0], y)
-    turned = x.copy()
-    if shape[0] == shape[-1]:
-        fn.batch_norm(turned, out=turned.T)
+
+
+def test_the_result_may_be_the_transposed_input():
+    x = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    y = fn.batch_norm(x)[0]
+    assert np.array_equal(fn.batch_norm(x, out=x.T)[0], y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,37 @@ class Guarded:
         return placed
 
 
+def ones_at(room, dtype, at_end, shape):
+    return room.place(np.ones(shape, dtype), at_end)
+
+
+def normalize(x, dy, out, vector) -> None:
+    """Every normalization over every axis; vector(shape) is a guarded gamma."""
+    for axis in range(x.ndim):
+        gamma = vector(x.shape[axis])
+        for activation in (None, "relu", "silu"):
+            fused = {"axis": axis, "activation": activation, "out": out}
+            _, mean, invstd = fn.batch_norm(x, gamma, gamma, **fused)
+            fn.batch_norm_backward(dy, x, mean, invstd, gamma, beta=gamma, **fused)
+            fn.batch_norm_inference(x, mean, invstd, gamma, gamma, **fused)
+        gamma = vector(x.shape[axis:])
+        _, mean, invstd = fn.layer_norm(x, gamma, gamma, axis=axis, out=out)
+        fn.layer_norm_backward(dy, x, mean, invstd, gamma, axis=axis, out=out)
+        _, invrms = fn.rms_norm(x, gamma, axis=axis, out=out)
+        fn.rms_norm_backward(dy, x, invrms, gamma, axis=axis, out=out)
+    gamma = vector(x.shape[1])
+    for groups in (1, x.shape[1]):
+        _, mean, invstd = fn.group_norm(x, groups, gamma, gamma, out=out)
+        fn.group_norm_backward(dy, x, mean, invstd, groups, gamma, out=out)
+    fn.preprocessing.standardize(x.reshape(len(x), -1), out=out.reshape(len(x), -1))
+    fn.diagnostics.activation_stats(x)
+
+
 def main() -> None:
-    """Run every kernel over guarded arrays; a forbidden access ends the process with a signal."""
+    """Run the kernels over guarded arrays; a forbidden access ends the process with a signal."""
     from cases import defaults
 
-    x_room, dy_room, out_room = Guarded(), Guarded(), Guarded()
+    x_room, dy_room, out_room, gamma_room = (Guarded() for _ in range(4))
     rng = np.random.default_rng(0)
     for level in fn.runtime.available_isas():
         with fn.runtime.use_isa(level):
@@ -76,6 +103,12 @@ def main() -> None:
                             fn.maxout_backward(y, which, shape[axis], axis, out=out)
                         fn.cross_entropy(x, np.zeros(shape[0], int), out=out)
                         fn.gelu(x.T, out=out.T)
+                for shape in ((3, 5), (33, 31), (3, 513), (2, 8, 65), (3, 6, 5, 8), (2, 4, 7, 9)):
+                    values = rng.normal(size=shape).astype(dtype)
+                    for at_end in (False, True):
+                        x, dy = x_room.place(values, at_end), dy_room.place(values, at_end)
+                        out = out_room.place(values, at_end)
+                        normalize(x, dy, out, partial(ones_at, gamma_room, dtype, at_end))
     print("fine")
 
 

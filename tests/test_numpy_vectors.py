@@ -8,7 +8,8 @@ from cases import assert_ulp
 
 import fastnn as fn
 
-DATA = Path(np.__file__).parent / "_core" / "tests" / "data"
+CORE = "_core" if hasattr(np, "_core") else "core"  # before NumPy 2
+DATA = Path(np.__file__).parent / CORE / "tests" / "data"
 
 
 def vectors(name, dtype):

@@ -141,6 +141,39 @@ def test_concurrent_callers():
         assert list(pool.map(work, range(32))) == list(range(32))
 
 
+@pytest.mark.parametrize(
+    ("indices", "call"),
+    [
+        ("np.zeros(400_000, np.intp)", "fn.cross_entropy(x.reshape(-1, 10), indices)"),
+        ("np.zeros((40_000, 100), np.intp)", "fn.maxout_backward(x.reshape(-1, 100), indices, 3)"),
+    ],
+)
+def test_indices_that_change_during_a_call_do_no_harm(indices, call):
+    """They are checked, but another thread may write there afterwards: values are anybody's guess, memory is safe."""
+    script = f"""
+import threading, time
+import numpy as np, fastnn as fn
+x = np.ones(4_000_000, np.float32)
+indices = {indices}
+end = time.monotonic() + 2
+
+def change():
+    while time.monotonic() < end:
+        indices[len(indices) // 2 :] = 10**11
+        indices[...] = 0
+
+changing = threading.Thread(target=change)
+changing.start()
+while changing.is_alive():
+    try:
+        {call}
+    except ValueError:
+        pass
+print("alive")
+"""
+    assert run(script)[0] == "alive"
+
+
 def test_late_workers_disturb_nobody():
     """More threads than processors, jobs of all sizes, pauses in which workers fall asleep: each result is right."""
     script = """

@@ -5,9 +5,9 @@
 
 Names and parameters are fastnn's; parameters are static (a traced alpha is refused). Values that only a backward pass
 needs are not returned: normalizations and maxout give y alone, cross_entropy the loss. A kernel is reached by
-jax.pure_callback, which costs tens of microseconds a call and is opaque to XLA's fusion: see docs/backends.md for
-where that pays. The derivative is a kernel too, and can be differentiated again; forward mode (jvp, jacfwd) is not
-available.
+jax.pure_callback, which costs tens of microseconds a call and is opaque to XLA's fusion: docs/backends.md says
+what it is good for all the same. The derivative is a kernel too, and can be differentiated again; forward mode (jvp,
+jacfwd) is not available.
 """
 
 from __future__ import annotations

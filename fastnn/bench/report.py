@@ -157,7 +157,7 @@ def check_writable(path: Path) -> None:
 
 
 def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of several files; where two measure the same cell with the same peers' set, the later file wins."""
+    """Rows of several files; where two measure the same cell, the later file wins. What ran them is the last file's."""
     merged: dict[tuple[Any, ...], Row] = {}
     about: dict[str, Any] = {}
     for path in paths:

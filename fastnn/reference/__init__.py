@@ -2,7 +2,7 @@
 
     import fastnn.reference as fn
 
-It is the oracle of the tests, the documentation of every formula, and a backend that needs nothing compiled.
+It is the oracle of the tests, the documentation of every formula, and a backend that computes with nothing compiled.
 """
 
 from fastnn.reference import activations, diagnostics, init, normalization, preprocessing
