@@ -47,7 +47,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_LANES - rows.length) * plan.itemsize if rows.by_row else 0
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
-    cdef Py_ssize_t tile, first, count, width
+    cdef Py_ssize_t tile, first, count, width, wrong
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
@@ -80,8 +80,11 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         if rows.labels != NULL:
             memset(labels, 0, width * sizeof(Py_ssize_t))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
-            for i in range(<int> count):  # they were checked, but another thread of Python may write there since
-                labels[i] = <Py_ssize_t> min(<size_t> labels[i], <size_t> rows.length - 1)
+            wrong = 0
+            for i in range(<int> count):
+                wrong |= labels[i] | (rows.length - 1 - labels[i])
+            if wrong < 0:  # they were checked, but another thread of Python may write there since
+                memset(labels, 0, width * sizeof(Py_ssize_t))
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &loss)
         if used[2] == tiles[2]:
