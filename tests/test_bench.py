@@ -144,6 +144,10 @@ def test_json_round_trip_and_html_is_self_contained(tmp_path: Path, capsys: pyte
     report.save_json(tmp_path / "a.json", rows, about)
     loaded, _ = report.load_json([tmp_path / "a.json"])
     assert loaded == rows
+    for name, created in (("b", "2026-11-02"), ("c", "2026-11-01 to 2026-11-03")):
+        report.save_json(tmp_path / f"{name}.json", rows, {**about, "created": created})
+    assert report.load_json([tmp_path / "b.json", tmp_path / "c.json"])[1]["created"] == "2026-11-01 to 2026-11-03"
+    assert report.load_json([tmp_path / "b.json"])[1]["created"] == "2026-11-02"
     assert cli.run(arguments("--load", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"))) == 0
     page = (tmp_path / "a.html").read_text()
     assert page.count("<svg") == 3  # a plot, and a roofline for each of the two tables

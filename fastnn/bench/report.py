@@ -157,9 +157,10 @@ def check_writable(path: Path) -> None:
 
 
 def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of several files; where two measure the same cell, the later file wins. What ran them is the last file's."""
+    """Rows of several files; where two measure the same cell, the later file wins. The machine is the last file's."""
     merged: dict[tuple[Any, ...], Row] = {}
     about: dict[str, Any] = {}
+    dates: set[str] = set()
     for path in paths:
         try:
             content = json.loads(Path(path).read_text())
@@ -168,6 +169,9 @@ def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
             raise ValueError(f"{path} holds no measurements as --json writes them ({error!r})") from error
         merged.update((row.key, row) for row in rows)
         about.update(content)
+        dates |= set(str(content.get("created", "")).split(" to "))
+    if about:
+        about["created"] = " to ".join(sorted({min(dates), max(dates)}))
     return list(merged.values()), about
 
 
