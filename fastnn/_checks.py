@@ -1,8 +1,8 @@
 """Argument checks and their messages, shared by `fastnn.reference` and the compiled functions.
 
 The compiled functions take native float arrays that are right on their own; everything else they hand to these
-functions. So a mistake is answered with the same words whichever of the two was called. Each message
-says what was given and what is accepted.
+functions. So a mistake is answered with the same words whichever of the two was called. Each message says what was
+given and what is accepted.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_LANES - rows.length) * plan.itemsize if rows.by_row else 0
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
-    cdef Py_ssize_t tile, first, count, width, wrong
+    cdef Py_ssize_t tile, first, count, width
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
@@ -80,10 +80,8 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         if rows.labels != NULL:
             memset(labels, 0, width * sizeof(Py_ssize_t))
             memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
-            wrong = 0
-            for i in range(<int> count):
-                wrong |= labels[i] | (rows.length - 1 - labels[i])
-            if wrong < 0:  # they were checked, but another thread of Python may write there since
+            if not plan.level.all_below(labels, count, rows.length):
+                # they were checked, but another thread of Python may write there since
                 memset(labels, 0, width * sizeof(Py_ssize_t))
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &loss)
@@ -366,16 +364,10 @@ def cross_entropy(logits, labels, out=None):
 
 cdef ndarray as_classes(object labels, Py_ssize_t n, Py_ssize_t count):
     """Checked labels as a contiguous intp array; the usual array is only looked through."""
-    cdef const Py_ssize_t* values
-    cdef Py_ssize_t i
-    cdef bint good
+    cdef const fn_level* level = current_level()
     if (cnp.PyArray_CheckExact(labels) and cnp.PyArray_TYPE(<ndarray> labels) == cnp.NPY_INTP
             and cnp.PyArray_NDIM(<ndarray> labels) == 1 and cnp.PyArray_DIM(<ndarray> labels, 0) == n
-            and cnp.PyArray_ISCARRAY_RO(<ndarray> labels)):
-        values = <const Py_ssize_t*> cnp.PyArray_DATA(<ndarray> labels)
-        good = True
-        for i in range(n):
-            good &= 0 <= values[i] < count
-        if good:
-            return <ndarray> labels
+            and cnp.PyArray_ISCARRAY_RO(<ndarray> labels)
+            and level.all_below(cnp.PyArray_DATA(<ndarray> labels), n, count)):
+        return <ndarray> labels
     return _checks.as_labels(labels, n, count)

@@ -8,8 +8,9 @@ from cases import assert_ulp
 
 import fastnn as fn
 
-CORE = "_core" if hasattr(np, "_core") else "core"  # before NumPy 2
-DATA = Path(np.__file__).parent / CORE / "tests" / "data"
+# before NumPy 2, and from it on
+PLACES = [Path(np.__file__).parent / core / "tests" / "data" for core in ("core", "_core")]
+DATA = next((place for place in PLACES if place.exists()), PLACES[-1])
 
 
 def vectors(name, dtype):

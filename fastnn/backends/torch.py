@@ -182,7 +182,7 @@ class _Formula:
         self.backward.register_autograd(self._differentiate_backward, setup_context=self._save_backward)
 
     def __call__(self, *args: Any) -> Any:
-        _refuse_tangents(*args)
+        _refuse_tangents(*args[1:])  # the first one is from _checked
         return self.forward(*args)[0] if self._saved else self.forward(*args)
 
     def _outputs(self, values: list[Any]) -> Any:
