@@ -94,7 +94,7 @@ def elementwise(rows: list[Row], dtype: str, threads: int) -> str:
                 line.append("")
             else:
                 each = f"{row.times['fastnn'] / row.elements * 1e9:.3g}"
-                line.append(f"{each} ({times(row.ratio)} {row.best_peer or ''})")
+                line.append(f"{each} ({times(row.ratio)} {row.best_label})")
         body.append(line)
     return table(["ns an element (times faster than)", *map(shape_label, sizes)], body)
 
@@ -116,7 +116,7 @@ def shaped(rows: list[Row], dtype: str) -> str:
                 continue
             share = f"{row.memory_bound / row.times['fastnn']:.0%}" if row.memory_bound else ""
             line += [
-                f"{report.duration(row.times['fastnn'])} ({times(row.ratio)} {row.best_peer or ''})",
+                f"{report.duration(row.times['fastnn'])} ({times(row.ratio)} {row.best_label})",
                 times(row.against("torch")),
                 share,
             ]
@@ -137,7 +137,7 @@ def worst(rows: list[Row]) -> str:
             str(row.threads),
             row.output,
             report.duration(row.times["fastnn"]),
-            f"{row.best_peer} {report.duration(row.peers[row.best_peer or ''])}",
+            f"{row.best_label} {report.duration(row.peers[row.best_peer or ''])}",
             times(row.ratio),
         ]
         for row in losses

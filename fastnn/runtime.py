@@ -7,7 +7,6 @@ all levels with a fused multiply-add (v3, v4, neon); the x86-64 baseline has oth
 from __future__ import annotations
 
 import math
-import operator
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fastnn import _core
+from fastnn import _checks, _core
 
 __all__ = ["available_isas", "info", "isa", "num_threads", "set_num_threads", "threads", "use_isa"]
 
@@ -61,15 +60,16 @@ def num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Let calls use up to n threads, in the whole process. Results are the same bits for every n.
 
-    Small work stays on the calling thread whatever n is. A build without threads accepts n and uses one.
+    Small work stays on the calling thread whatever n is. More than 256 are never used, and one alone by a build without
+    threads. TypeError for what is no integer, ValueError below 1.
     """
-    _core.set_process_threads(min(_thread_number(n), _core.MAX_THREADS))
+    _core.set_process_threads(_thread_number(n))
 
 
 @contextmanager
 def threads(n: int) -> Iterator[int]:
     """Within the block, calls from this thread use up to n threads."""
-    former = _core.set_thread_threads(min(_thread_number(n), _core.MAX_THREADS))
+    former = _core.set_thread_threads(_thread_number(n))
     try:
         yield n
     finally:
@@ -77,13 +77,7 @@ def threads(n: int) -> Iterator[int]:
 
 
 def _thread_number(n: Any) -> int:
-    try:
-        number = operator.index(n)
-    except TypeError:
-        raise TypeError(f"number of threads is {n!r}; it must be an integer of at least 1") from None
-    if number < 1:
-        raise ValueError(f"number of threads is {number}; it must be at least 1")
-    return number
+    return min(_checks.integer_param(n, "number of threads", 1), _core.MAX_THREADS)
 
 
 def info() -> dict[str, Any]:

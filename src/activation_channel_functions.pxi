@@ -194,6 +194,8 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
 
     dslope has slope's shape and dtype; products, and sums of up to four, are in the dtype computed in, all else is summed in
     float64 in a fixed order, so its bits do not depend on the threads.
+    Error: dx correctly rounded; dslope within 4 * u * sum(abs(dy * x)) of the same elements, u = 2**-24 in float32, 2**-53 in
+    float64.
     Raises as prelu does, ValueError where the shapes differ.
     """
     cdef Channels job

@@ -302,6 +302,9 @@ def softmax_backward(dy, saved, axis=-1, *, out=None):
 
     dy: dL/dy, an array of saved's shape. saved: the forward output y. axis: as in the forward call.
     out: array of that shape and of the result's dtype that receives the result; it may be dy or saved or overlap them.
+
+    Error: at most 16 * u * y * max(abs(dy)), the maximum that of the row, u = 2**-24 in float32, 2**-53 in float64 (rows of up to
+    two million elements).
     Raises as softmax does, ValueError where the shapes differ.
     """
     return along_rows(FN_SOFTMAX, FN_BACKWARD, dy, saved, axis, out)
@@ -312,12 +315,17 @@ def log_softmax(x, axis=-1, *, out=None):
 
     Arguments, errors and special values as softmax; -Inf among finite entries gives -Inf.
     Error: at most 4 ULP, also where the result is close to 0 (one entry dominates its row).
+    Source: Goodfellow et al., Deep learning, 6.2.2.3.
     """
     return along_rows(FN_LOG_SOFTMAX, FN_FORWARD, x, None, axis, out)
 
 
 def log_softmax_backward(dy, saved, axis=-1, *, out=None):
-    """dL/dx = dy - exp(y) * sum(dy) along `axis`; saved is the forward output y. Arguments and errors as softmax_backward."""
+    """dL/dx = dy - exp(y) * sum(dy) along `axis`.
+
+    saved: the forward output y. The other arguments, and what is raised, as softmax_backward.
+    Error: at most 6 * u * (abs(dy) + exp(y) * sum(abs(dy))), u as there.
+    """
     return along_rows(FN_LOG_SOFTMAX, FN_BACKWARD, dy, saved, axis, out)
 
 

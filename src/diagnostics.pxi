@@ -101,7 +101,8 @@ def summarize(ndarray x not None, Py_ssize_t units, int bins, double first, doub
     summary.bins.density = bins / (last - first)
     summary.bins.low = low
     summary.bins.high = high
-    parts = parts_for(1.5 * summary.size, summary.chunks)
+    # every part keeps a record of all units: together no more of them than there are elements
+    parts = min(parts_for(1.5 * summary.size, summary.chunks), <int> max(1, min(summary.chunks, summary.size // summary.units)))
     summary.share = (summary.chunks + parts - 1) // parts
     cdef ndarray states = np.empty((summary.chunks, 4)), counts = np.zeros((parts, 4, bins + 1), np.int64)
     cdef ndarray saturated = np.zeros(parts, np.int64), alive = np.zeros((parts, summary.units), np.uint8)

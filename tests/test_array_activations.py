@@ -69,6 +69,29 @@ def test_softmax_backward(shape, axis, dtype, isa):
         np.testing.assert_allclose(dx, exact, rtol=0, atol=8 * UNIT[dtype] * float(size))
 
 
+@pytest.mark.parametrize("mean", [0.0, 5.0, 100.0])
+@pytest.mark.parametrize(
+    "shape", [(900, 3), (600, 17), (300, 33), (200, 64), (100, 100), (40, 1000), (20, 4099), (3, 100_000)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_rows_are_as_near_as_documented(shape, mean, dtype, isa):
+    rng = np.random.default_rng(11)
+    unit = np.finfo(dtype).eps / 2
+    for scale, axis in ((1.0, -1), (10.0, 0)):
+        x, dy = rng.normal(0, scale, shape).astype(dtype), rng.normal(mean, 1, shape).astype(dtype)
+        if axis == 0:
+            x, dy = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
+        wide, p = dy.astype(np.longdouble), fn.softmax(x, axis)
+        exact = p * (wide - np.sum(p * wide, axis, keepdims=True))
+        bound = np.maximum(16 * unit * p * np.abs(wide).max(axis, keepdims=True), np.finfo(dtype).smallest_subnormal)
+        assert np.all(np.abs(fn.softmax_backward(dy, p, axis) - exact) <= bound)
+        y = fn.log_softmax(x, axis)
+        p = np.exp(y.astype(np.longdouble))
+        exact = wide - p * np.sum(wide, axis, keepdims=True)
+        bound = 6 * unit * (np.abs(wide) + p * np.sum(np.abs(wide), axis, keepdims=True))
+        assert np.all(np.abs(fn.log_softmax_backward(dy, y, axis) - exact) <= bound)
+
+
 def test_softmax_backward_is_the_derivative():
     x, dy = logits((3, 6), np.float64), logits((3, 6), np.float64, 1)
     for name in ("softmax", "log_softmax"):

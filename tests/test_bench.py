@@ -138,6 +138,22 @@ def test_summary_counts_losses_and_finds_the_worst() -> None:
     assert result["peers"] == {"torch": pytest.approx(1.0), "numpy": pytest.approx(3.0)}
 
 
+def test_a_peer_that_makes_new_arrays_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("relu", (1000,), 1e-6, 2e-6), row("softmax", (4, 10), 2e-6, 1e-6)]
+    report.print_tables(rows)
+    report.print_summary(rows, {})
+    assert "†" not in capsys.readouterr().out
+    for each in rows:
+        each.fresh.append("torch")
+    report.print_tables(rows)
+    report.print_summary(rows, {})
+    said = capsys.readouterr().out
+    assert said.count("torch†") == 4 and report.MARKED in said
+    report.save_html(tmp_path / "a.html", rows, {})
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "1 µs†" in page and report.MARKED in page
+
+
 def test_json_round_trip_and_html_is_self_contained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("relu", (1000,), 1e-6, 2e-6), row("relu", (4000,), 2e-6, 1e-6), row("softmax", (4, 10), 1e-6, 2e-6)]
     about = {"machine": {"cpu": "<unknown> & co"}, "versions": {"fastnn": "0"}, "missing": {}}

@@ -1,6 +1,7 @@
 """Diagnostics against NumPy, the kernel against the reference, and gradient_check on right and wrong gradients."""
 
 import math
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -257,6 +258,19 @@ class Network:
 def small_network(dtype=np.float64):
     norm = fn.BatchNorm(6, dtype=dtype)
     return Network(Dense(4, 6, dtype), norm, Tanh(), Dense(6, 3, dtype, seed=3))
+
+
+def test_many_threads_need_no_more_memory_than_the_array():
+    y = np.ones((2, 3 << 20), np.float32)
+    with fn.runtime.threads(64):
+        tracemalloc.start()
+        try:
+            dead = fn.diagnostics.activation_stats(y).dead
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert dead == 0.0
+    assert peak < y.nbytes
 
 
 def test_gradient_flow_of_a_network_and_of_arrays(diag):

@@ -253,6 +253,14 @@ def test_set_num_threads():
         assert_same_bits(fn.relu(BIG), np.maximum(BIG, 0))
         fn.runtime.set_num_threads(np.int64(1))
         assert fn.runtime.num_threads() == 1
+        for wrong, error, says in (
+            (0, ValueError, "is 0"),
+            (-1, ValueError, "at least 1"),
+            ("2", TypeError, "'2'"),
+            (True, TypeError, "bool"),
+        ):
+            with pytest.raises(error, match=f"number of threads.*{says}"):
+                fn.runtime.set_num_threads(wrong)
     finally:
         fn.runtime.set_num_threads(before)
 

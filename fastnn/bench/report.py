@@ -13,7 +13,9 @@ from typing import Any
 
 from fastnn.bench.cases import shape_label
 from fastnn.bench.console import print_table
-from fastnn.bench.runner import COPY, Row, row_from_json, row_to_json
+from fastnn.bench.runner import COPY, MARK, Row, row_from_json, row_to_json
+
+MARKED = f"{MARK} cannot write into a given array: the time includes a new result."
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -45,7 +47,7 @@ def _title(family: str, dtype: str, threads: int, output: str) -> str:
 def _ratio(row: Row) -> str:
     if row.ratio is None:
         return "no peer" if "fastnn" in row.times else "failed"
-    text = f"{row.ratio:.2f} {row.best_peer}"
+    text = f"{row.ratio:.2f} {row.best_label}"
     return f"[red]{text}[/red]" if row.ratio < 1 else text
 
 
@@ -128,12 +130,14 @@ def print_summary(rows: list[Row], about: dict[str, Any]) -> None:
                     str(row.threads),
                     row.output,
                     duration(row.times["fastnn"]),
-                    f"{row.best_peer} {duration(row.peers[row.best_peer or ''])}",
+                    f"{row.best_label} {duration(row.peers[row.best_peer or ''])}",
                     _times(row.ratio),
                 ]
                 for row in result["worst"]
             ],
         )
+    if any(row.fresh for row in rows):
+        print(MARKED)
     print("Versions:", ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()))
     for name, reason in about.get("missing", {}).items():
         print(f"Not compared with {name}: {reason}")
@@ -222,6 +226,8 @@ def save_html(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
             " their best peer.</p>"
         )
     parts.append(f"<p>{_legend(rows)}</p>")
+    if any(row.fresh for row in rows):
+        parts.append(f"<p>{MARKED}</p>")
     for group, members in groups(rows).items():
         parts.append(f"<h2>{html.escape(_title(*group))}</h2>")
         if group[0] == "activations":
@@ -250,6 +256,7 @@ def _html_table(members: list[Row]) -> str:
     for row in members:
         cells = "".join(
             f"<td>{duration(row.times[name]) if name in row.times else html.escape(row.failed.get(name, ''))[:40]}"
+            f"{MARK if name in row.fresh else ''}"
             for name in names
         )
         ratio = row.ratio

@@ -23,6 +23,7 @@ Sampler = Callable[[int], float]
 COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
 SMALL, HUGE = 16 << 10, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
 PAUSE = 0.01  # seconds for which an OpenMP library's threads may spin after a call, on cores that others need
+MARK = "†"
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
 
@@ -54,6 +55,12 @@ class Row:
     @property
     def best_peer(self) -> str | None:
         return min(self.peers, key=self.peers.__getitem__, default=None)
+
+    @property
+    def best_label(self) -> str:
+        """The best peer's name, marked where its time includes a new array although the case gives one."""
+        best = self.best_peer or ""
+        return best + MARK if best in self.fresh else best
 
     @property
     def ratio(self) -> float | None:
