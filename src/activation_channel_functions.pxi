@@ -211,8 +211,8 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
         g, a = in_dtype(g, dtype), in_dtype(a, dtype)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
-    if out is not None and may_overlap(s, y):
-        s = s.copy()
+    if out is not None and may_overlap(s, y) or cnp.PyArray_NDIM(s) and cnp.PyArray_STRIDE(s, 0) == 0:
+        s = s.copy()  # a slope repeated for all channels, too: it would count as a scalar, with one sum
     begin_plan(&job.plan, y, 6)
     g = add_input(&job.plan, g, y)
     a = add_input(&job.plan, a, y)

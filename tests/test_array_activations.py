@@ -323,6 +323,22 @@ def assert_same_special_values(got, want):
     np.testing.assert_array_equal(got[~np.isfinite(want)], want[~np.isfinite(want)])
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 3), 1), ((3, 7), 0), ((4, 100, 5), 1), ((2, 50_000), -1), ((6, 1), 1)]
+)
+@by_dtype
+def test_prelu_of_a_slope_that_is_broadcast(shape, axis, dtype, isa):
+    rng = np.random.default_rng(9)
+    dy, x = (rng.normal(0, 2, shape).astype(dtype) for _ in range(2))
+    slope = np.full(shape[axis], 0.25, dtype)
+    repeated = np.broadcast_to(dtype(0.25), slope.shape)
+    assert_same_bits(fn.prelu(x, repeated, axis=axis), fn.prelu(x, slope, axis=axis))
+    for got, want in zip(
+        fn.prelu_backward(dy, x, repeated, axis=axis), fn.prelu_backward(dy, x, slope, axis=axis), strict=True
+    ):
+        assert_same_bits(got, want)
+
+
 @pytest.mark.parametrize("shape", [(3001, 70), (70, 3001), (40, 30, 200), (3000, 40, 3), (4, 60, 31, 33), (7, 50000)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dslope_of_large_arrays(shape, dtype, isa):

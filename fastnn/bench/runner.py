@@ -150,8 +150,8 @@ class Plan:
 
     cases: list[Case]
     threads: list[int]
-    budget: float = 0.25  # seconds for each peer in each cell
-    rounds: int = 40
+    budget: float  # seconds for each peer in each cell
+    rounds: int
 
 
 class Runner:
