@@ -14,6 +14,9 @@ beside it (cross_entropy returns its own). All have a twin in plain NumPy in `fa
 Imported on demand: `fastnn.reference`, `fastnn.backends`, `fastnn.lecture`, `fastnn.bench`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 try:
     from fastnn import _core as _core
 except ImportError as error:
@@ -27,5 +30,18 @@ from fastnn.activations import *  # noqa: F403
 from fastnn.normalization import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastnn import backends as backends
+    from fastnn import bench as bench
+    from fastnn import lecture as lecture
+    from fastnn import reference as reference
+else:
+
+    def __getattr__(name):
+        if name in ("backends", "bench", "lecture", "reference"):
+            return import_module(f"fastnn.{name}")
+        raise AttributeError(f"module 'fastnn' has no attribute {name!r}")
+
 
 __all__ = ["diagnostics", "init", "preprocessing", "runtime", *activations.__all__, *normalization.__all__]

@@ -60,6 +60,8 @@ class BatchNorm:
         self.num_features = _checks.integer_param(num_features, "num_features", 1)
         self.eps = _checks.real_param(eps, "eps", "nonnegative")
         self.decay = _checks.real_param(decay, "decay", "share")
+        if not isinstance(unbiased_running_var, bool | np.bool_):
+            raise TypeError(f"unbiased_running_var must be True or False, not {unbiased_running_var!r}")
         self.unbiased_running_var = bool(unbiased_running_var)
         self.axis = _checks.integer_param(axis, "axis")
         self.dtype = _checks.float_dtype(dtype)
@@ -134,7 +136,12 @@ class BatchNorm:
         return {name: getattr(self, name).copy() for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned. Wrong names or shapes are a ValueError, and then nothing is changed."""
+        """Take over what `state_dict` returned. After an error nothing is changed.
+
+        ValueError for other names or shapes, a negative running_var, and finite numbers that overflow this dtype.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict as state_dict returns it, not {type(state).__name__}")
         if set(state) != set(_STATE):
             raise ValueError(f"the state has the keys {sorted(map(str, state))}; it must have exactly {sorted(_STATE)}")
         loaded = {name: self._checked(name, state[name]).copy() for name in _STATE}  # they may be arrays of this object
@@ -142,4 +149,10 @@ class BatchNorm:
             getattr(self, name)[...] = array
 
     def _checked(self, name: str, value: Any) -> Array:
-        return _checks.channel_vector(value, self.num_features, name, getattr(self, name).dtype)
+        given = _checks.channel_vector(value, self.num_features, name)
+        array = _checks.channel_vector(given, self.num_features, name, getattr(self, name).dtype)
+        if not np.array_equal(np.isfinite(given), np.isfinite(array)):
+            raise ValueError(f"{name} holds numbers that overflow {array.dtype}, the dtype of this BatchNorm")
+        if name == "running_var" and np.any(array < 0):
+            raise ValueError(f"running_var holds {array.min()}; a variance is at least 0")
+        return array

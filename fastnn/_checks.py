@@ -40,13 +40,14 @@ def as_input(x: Any, name: str = "x") -> Array:
         return array
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
-    raise TypeError(f"{name} has dtype {array.dtype}; {_ACCEPTED}")
+    sparse = f"; it is sparse: give {name}.toarray()" if hasattr(x, "toarray") else ""
+    raise TypeError(f"{name} has dtype {array.dtype}; {_ACCEPTED}{sparse}")
 
 
 def _as_array(x: Any, name: str, accepted: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array, whose mask would be lost; {accepted}; fill it first: x.filled(value)"
+            f"{name} is a masked array, whose mask would be lost; {accepted}; fill it first: {name}.filled(value)"
         )
     try:
         return np.asarray(x)
@@ -56,9 +57,9 @@ def _as_array(x: Any, name: str, accepted: str) -> Array:
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """`dtype` as one of the native float dtypes; anything else is a TypeError."""
-    wanted = np.dtype(dtype)
+    wanted = np.dtype(np.void if dtype is None else dtype)  # NumPy takes None for float64
     if wanted.type not in _FLOATS:
-        raise TypeError(f"dtype is {wanted}; it must be float16, float32 or float64")
+        raise TypeError(f"dtype is {dtype if dtype is None else wanted}; it must be float16, float32 or float64")
     return wanted.newbyteorder("=")
 
 
@@ -188,6 +189,16 @@ def normalize_axis(axis: Any, ndim: int) -> int:
     return number + ndim if number < 0 else number
 
 
+def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """An axis or a tuple of axes, counted from the front and sorted. AxisError also where one is named twice."""
+    if isinstance(axis, list):
+        raise TypeError(f"axis must be an integer or a tuple of integers, not the list {axis}")
+    axes = sorted(normalize_axis(each, ndim) for each in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) != len(axes):
+        raise AxisError(f"axis {axis} names an axis twice")
+    return tuple(axes)
+
+
 def softmax_axis(axis: Any, ndim: int) -> int:
     """The axis of softmax: a 0-d array counts as a row of one element, so there 0 and -1 are accepted."""
     return normalize_axis(axis, max(ndim, 1))
@@ -213,7 +224,7 @@ def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any =
     array = as_input(v, name)
     wanted = (shape,) if isinstance(shape, int) else shape
     if array.shape != wanted:
-        raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}, to match x")
+        raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}")
     with np.errstate(all="ignore"):
         vector = np.require(array, array.dtype.newbyteorder("=") if dtype is None else dtype, ("C", "A"))
     return vector.copy() if isinstance(out, np.ndarray) and overlaps(vector, out) else vector
@@ -252,6 +263,8 @@ def as_labels(labels: Any, samples: int, classes: int) -> Array:
         raise ValueError(f"labels has shape {array.shape}; {accepted}, one label a row of logits")
     bad = (array < 0) | (array >= classes)
     if bad.any():
+        if classes == 0:
+            raise ValueError(f"logits has shape ({samples}, 0), without a class that a label could name")
         first = int(np.argmax(bad))
         raise ValueError(f"labels[{first}] is {array[first]}; a label must be in 0..{classes - 1}")
     return np.ascontiguousarray(array, dtype=np.intp)

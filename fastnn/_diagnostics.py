@@ -109,7 +109,7 @@ def dead_units(y: ArrayLike, axis: int | tuple[int, ...] = 0) -> NDArray[np.bool
         ValueError: there is no sample to judge by.
     """
     outputs = _checks.as_input(y, "y")
-    axes = tuple(_checks.normalize_axis(each, outputs.ndim) for each in (axis if isinstance(axis, tuple) else (axis,)))
+    axes = _checks.normalize_axes(axis, outputs.ndim)
     if outputs.size == 0 and math.prod(outputs.shape[each] for each in axes) == 0:
         raise ValueError(f"y has shape {outputs.shape}: without a sample along axis {axis} no unit can be judged")
     return np.asarray(~outputs.any(axis=axes))
@@ -130,9 +130,11 @@ def gradient_flow(source: Any) -> list[GradientStats]:
     """
     result = []
     for name, gradient in _named_gradients(source):
-        values = _checks.as_input(gradient, name).astype(np.float64, copy=False)
+        if gradient is None:
+            raise ValueError(f"gradient {name} is None; run backward first")
+        values = _checks.as_input(gradient, f"gradient {name}").astype(np.float64, copy=False)
         if values.size == 0:
-            raise ValueError(f"{name} is empty: it has no size to speak of")
+            raise ValueError(f"gradient {name} is empty: it has no size to speak of")
         with np.errstate(all="ignore"):
             largest = float(np.abs(values).max())
             scale = largest if 0 < largest < math.inf else 1.0  # divided by it, squares neither over- nor underflow
@@ -164,7 +166,8 @@ def gradient_check(f: Callable[..., Any], f_backward: Callable[..., Any], x: Arr
 
     If f is a method of a network (of an object with a list ``layers``) or of a layer, the gradients of the parameters
     are checked as well: the pairs (array, gradient) that a layer's ``parameters()`` returns, else its arrays W, b,
-    gamma and beta with dW, db, dgamma and dbeta. They are moved in place, and moved back; let them be float64.
+    gamma and beta with dW, db, dgamma and dbeta. They are moved in place, and moved back; let them be float64. What
+    else a call of f changes, as running statistics do, stays changed.
 
     Returns:
         Largest abs(a - n) / max(abs(a), abs(n), floor) over all elements of the analytic and numeric gradients a and n.
@@ -214,6 +217,8 @@ def saturation_bounds(activation: str | Bounds, dtype: np.dtype[Any]) -> Bounds:
         low, high = _SATURATED[activation]
     elif isinstance(activation, tuple) and len(activation) == 2:
         low, high = (_bound(value, name) for value, name in zip(activation, ("low", "high"), strict=True))
+        if low > high:
+            raise ValueError(f"activation is ({low}, {high}); low must not be greater than high")
     else:
         raise TypeError(f"activation must be a name or a pair (low, high), not {activation!r}")
     # infinite: there is no such limit, not even for infinite outputs

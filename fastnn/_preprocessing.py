@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from numbers import Real
+from copy import copy
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.exceptions import AxisError
 from numpy.typing import ArrayLike
 
 from fastnn import _checks, _passes
@@ -237,13 +237,13 @@ class Standardizer(_Estimator):
         """Learn from the samples `x` (N, D) in addition to those seen before; `y` is ignored. Returns self."""
         if "moments_" not in self.__dict__:
             return self.fit(x)
-        self._updated(self.moments_, x)
+        self.moments_ = self._updated(copy(self.moments_), x)  # shallow copies of this object keep theirs
         return self
 
     def merge(self, other: Standardizer) -> Self:
         """Add what `other` was fitted on, as if it had been given to partial_fit here. Returns self."""
         moments = self._mergeable(other)
-        self.moments_ = (self.moments_ if "moments_" in self.__dict__ else self.moments_type()).merge(moments)
+        self.moments_ = (copy(self.moments_) if "moments_" in self.__dict__ else self.moments_type()).merge(moments)
         return self
 
     def transform(self, x: ArrayLike, *, out: Array | None = None) -> Array:
@@ -411,6 +411,11 @@ class PCA(_Estimator):
         elif isinstance(wanted, Real) and 0 < wanted < 1:
             kept = min(int(np.searchsorted(np.cumsum(_shares(values)), wanted, side="right")) + 1, available)
         else:
+            if not isinstance(wanted, Integral):
+                raise TypeError(
+                    f"n_components is {wanted!r}; it must be an integer, None for all, or a share of the variance "
+                    "between 0 and 1"
+                )
             kept = _checks.integer_param(wanted, "n_components", 1)
             if kept > available:
                 raise ValueError(
@@ -550,7 +555,7 @@ def center_and_scale(
 ) -> Array:
     """What `zero_center` and `standardize` do, with these passes."""
     array = _real(x, "x")
-    axes = _axes(axis, array.ndim)
+    axes = tuple(range(array.ndim)) if axis is None else _checks.normalize_axes(axis, array.ndim)
     _checks.check_out(out, array.shape, _passes.result_dtype(array))
     if array.size == 0:
         return np.empty(array.shape, _passes.result_dtype(array)) if out is None else out
@@ -559,14 +564,3 @@ def center_and_scale(
     if scale:
         vectors[2] /= _scale(state[2] / (array.size // state[2].size))
     return _passes.affine(array, axes, vectors, out, passes)
-
-
-def _axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
-    """Return the axes counted from the front, sorted."""
-    if axis is None:
-        return tuple(range(ndim))
-    listed = axis if isinstance(axis, tuple) else (axis,)
-    axes = sorted(_checks.normalize_axis(each, ndim) for each in listed)
-    if len(set(axes)) != len(axes):
-        raise AxisError(f"axis {axis} names an axis twice")
-    return tuple(axes)

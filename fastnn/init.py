@@ -32,7 +32,6 @@ Errors
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -263,7 +262,7 @@ def orthogonal(
         raise ValueError(f"shape is {dims}; orthogonal needs 2 or more dimensions")
     wanted = _checks.float_dtype(dtype)
     rows, columns = dims[0], math.prod(dims[1:])
-    draws = np.random.default_rng(rng).standard_normal((max(rows, columns), min(rows, columns)))
+    draws = _generator(rng).standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(draws)
     q *= np.where(np.diagonal(r) < 0, -gain, gain)
     return _rounded((q if rows >= columns else q.T).reshape(dims), wanted)
@@ -294,7 +293,7 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
     layers = _checked_layers(network)
     tol = _checks.real_param(tol, "tol", "nonnegative")
     max_iter = _checks.integer_param(max_iter, "max_iter", 1)
-    generator = np.random.default_rng(rng)
+    generator = _generator(rng)
     if _checks.as_input(x).size == 0:
         raise ValueError(f"x has shape {np.shape(x)}, without a value; give a batch of several different samples")
     signal: Any = np.asarray(x)
@@ -302,6 +301,7 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
         forward = getattr(layer, "forward", layer)
         weights = getattr(layer, "W", None)
         if weights is not None:
+            _check_weights(weights, f"layer {index} ({type(layer).__name__})")
             weights[...] = orthogonal(weights.shape, rng=generator, dtype=np.float64)
             for _ in range(max_iter):
                 std = float(np.std(forward(signal), dtype=np.float64))
@@ -315,6 +315,14 @@ def lsuv(network: Network, x: ArrayLike, *, tol: float = 0.01, max_iter: int = 1
                 weights /= std
         signal = forward(signal)
     return network
+
+
+def _check_weights(weights: Any, where: str) -> None:
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
+        kind = getattr(weights, "dtype", type(weights).__name__)
+        raise TypeError(f"{where}: W is {kind}; lsuv changes it in place, so it must be an ndarray of floats")
+    if weights.ndim < 2 or not weights.size:
+        raise ValueError(f"{where}: W has shape {weights.shape}; it needs 2 dimensions or more, none of them 0")
 
 
 def _checked_layers(network: Any) -> list[Any]:
@@ -340,12 +348,20 @@ def _checked(shape: Shape, fan_in: int | None, fan_out: int | None) -> tuple[tup
 def _checked_shape(shape: Shape) -> tuple[int, ...]:
     try:
         listed = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-        dims = tuple(operator.index(size) for size in listed)
+        dims = tuple(_checks.integer_param(size, "shape") for size in listed)
     except TypeError:
         raise TypeError(f"shape must be an integer or a sequence of integers, not {shape!r}") from None
     if any(size < 0 for size in dims):
         raise ValueError(f"shape is {dims}; no dimension may be negative")
     return dims
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        accepted = "an integer of at least 0, a numpy.random.Generator, or None"
+        raise type(error)(f"rng is {rng!r}; it must be {accepted} ({error})") from error
 
 
 def _scaled(rule: str, gain: float, factor: float, dims: tuple[int, ...], **needed: int | None) -> float:
@@ -368,7 +384,7 @@ def _scaled(rule: str, gain: float, factor: float, dims: tuple[int, ...], **need
 
 def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Float:
     wanted = _checks.float_dtype(dtype)
-    draws = np.random.default_rng(rng).standard_normal(dims)
+    draws = _generator(rng).standard_normal(dims)
     with np.errstate(over="ignore", under="ignore"):
         draws *= std
     return _rounded(draws, wanted)
@@ -377,7 +393,7 @@ def _normal(dims: tuple[int, ...], std: float, rng: Any, dtype: DTypeLike) -> Fl
 def _uniform(dims: tuple[int, ...], low: float, high: float, rng: Any, dtype: DTypeLike) -> Float:
     # Not Generator.uniform: high - low may overflow where neither bound does.
     wanted = _checks.float_dtype(dtype)
-    draws = np.random.default_rng(rng).random(dims)
+    draws = _generator(rng).random(dims)
     return _rounded(np.clip(low * (1 - draws) + high * draws, low, high), wanted)
 
 

@@ -11,14 +11,16 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastnn import _checks, _core
+
+Choice = TypeVar("Choice", int, str)
 
 __all__ = ["available_isas", "info", "isa", "num_threads", "set_num_threads", "threads", "use_isa"]
 
@@ -36,8 +38,7 @@ def available_isas() -> tuple[str, ...]:
     return _core.AVAILABLE_LEVELS
 
 
-@contextmanager
-def use_isa(name: str) -> Iterator[str]:
+def use_isa(name: str) -> AbstractContextManager[str]:
     """Within the block, calls from this thread use the level `name`; ValueError if it is not available here.
 
     >>> with fastnn.runtime.use_isa("v3"):
@@ -45,11 +46,11 @@ def use_isa(name: str) -> Iterator[str]:
     """
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; it must be one of the strings {', '.join(available_isas())}")
-    former = _core.set_thread_level(str(name))  # a NumPy string, too
-    try:
-        yield name
-    finally:
-        _core.set_thread_level(former)
+    if name not in available_isas():
+        raise ValueError(
+            f"isa {name!r} is not available: this build on this machine runs {', '.join(available_isas())}"
+        )
+    return _within(_core.set_thread_level, str(name))  # a NumPy string, too
 
 
 def num_threads() -> int:
@@ -66,14 +67,18 @@ def set_num_threads(n: int) -> None:
     _core.set_process_threads(_thread_number(n))
 
 
+def threads(n: int) -> AbstractContextManager[int]:
+    """Within the block, calls from this thread use up to n threads. n and errors as in `set_num_threads`."""
+    return _within(_core.set_thread_threads, _thread_number(n))
+
+
 @contextmanager
-def threads(n: int) -> Iterator[int]:
-    """Within the block, calls from this thread use up to n threads."""
-    former = _core.set_thread_threads(_thread_number(n))
+def _within(choose: Callable[[Any], Any], choice: Choice) -> Iterator[Choice]:
+    former = choose(choice)
     try:
-        yield n
+        yield choice
     finally:
-        _core.set_thread_threads(former)
+        choose(former)
 
 
 def _thread_number(n: Any) -> int:

@@ -136,7 +136,7 @@ cdef inline real celu_backward(real dy, real x, real alpha) noexcept nogil:
     if real is double:
         return dy * select(x >= <real> 0, <real> 1, celu_slope_below_f64(x, alpha))
     else:
-        return select(x >= <real> 0, dy, <float> (dy * exp_wide(exp_argument_wide(<double> x / alpha))))
+        return dy * select(x >= <real> 0, <real> 1, <float> exp_wide(exp_argument_wide(<double> x / alpha)))
 
 cdef inline real celu_at_defaults(real x) noexcept nogil:
     return elu(x, <real> 1)

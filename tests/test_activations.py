@@ -191,6 +191,14 @@ def test_softplus_overflows_to_infinity(isa):
     np.testing.assert_allclose(fn.softplus_backward(np.ones(2), x, 5e-309), 1 / (1 + np.exp(-5e-309 * x)), rtol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_celu_has_no_slope_left_at_minus_infinity(dtype, isa):
+    far = np.full(21, -np.inf, dtype)
+    for alpha in (0.3125, 1.0, 2.0):
+        assert not fn.celu_backward(np.ones_like(far), far, alpha).any()
+        assert np.isnan(fn.celu_backward(-far, far, alpha)).all()  # 0 * inf, not next to nothing * inf
+
+
 def test_celu_backward_is_positive_where_the_power_overflows():
     """A ratio beyond 2^53 has a rounding error larger than 1, which turned the reference's infinities around."""
     x = -np.geomspace(1.0, 1e300, 1000)

@@ -216,12 +216,24 @@ def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypat
     assert "■" in Path(files[1]).read_text(encoding="utf-8")
 
 
-def test_a_reader_who_leaves_early_gets_no_traceback() -> None:
+@pytest.mark.parametrize("words", [("info",), ("verify", "--only", "relu")])
+def test_a_reader_who_leaves_early_gets_no_traceback(words: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = subprocess.run([sys.executable, "-m", "fastnn", "info"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    command = subprocess.run([sys.executable, "-m", "fastnn", *words], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (command.stderr, command.returncode) == ("", 141)
+    assert command.returncode == 141
+    assert "Traceback" not in command.stderr and "Exception" not in command.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_a_full_disk_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        command = subprocess.run(
+            [sys.executable, "-m", "fastnn", "info"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert command.returncode == 1
+    assert command.stderr.startswith("fastnn info: ") and command.stderr.count("\n") == 1
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,7 @@ def test_saturation_of_nan_nothing_and_other_layouts(diag):
         ((1.0,), TypeError, "a name or a pair"),
         ((0.0, "a"), TypeError, "high must be a real number"),
         ((math.nan, 1.0), ValueError, "low is nan"),
+        ((1.0, 0.0), ValueError, "low must not be greater"),
     ],
 )
 def test_saturation_says_what_is_wrong(diag, activation, error, says):
@@ -120,6 +121,8 @@ def test_dead_units_are_those_that_are_zero_for_every_sample(diag):
         (lambda d: d.dead_units(np.empty((0, 3))), ValueError, "without a sample"),
         (lambda d: d.dead_units([[1.0]], axis=2), AxisError, "2"),
         (lambda d: d.dead_units(5.0), AxisError, "0"),
+        (lambda d: d.dead_units([[1.0]], axis=(0, 0)), AxisError, "twice"),
+        (lambda d: d.dead_units([[1.0]], axis=[0]), TypeError, "a tuple of integers"),
         (lambda d: d.dead_units([1j]), TypeError, "complex128"),
         (lambda d: d.saturation(["a"], "tanh"), TypeError, "y has dtype"),
         (lambda d: d.activation_stats(np.ma.masked_array([1.0])), TypeError, "y is a masked array"),

@@ -302,13 +302,40 @@ def test_out_is_given_by_name_only():
 def test_isa_and_threads():
     with fn.runtime.use_isa(np.str_(fn.runtime.available_isas()[0])):
         pass
-    with pytest.raises(ValueError, match="'sse9'"), fn.runtime.use_isa("sse9"):
-        pass
+    with pytest.raises(ValueError, match="'sse9'"):
+        fn.runtime.use_isa("sse9")  # already here, before the block
+    with pytest.raises(TypeError, match="name is 3"):
+        fn.runtime.use_isa(3)
     for bad, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)):
         with pytest.raises(error, match="threads"):
             fn.runtime.set_num_threads(bad)
-        with pytest.raises(error, match="threads"), fn.runtime.threads(bad):
-            pass
+        with pytest.raises(error, match="threads"):
+            fn.runtime.threads(bad)
+
+
+def test_what_is_imported_on_demand():
+    script = """
+import sys, fastnn
+assert not {"fastnn.reference", "fastnn.lecture", "fastnn.bench", "fastnn.backends"} & set(sys.modules)
+assert fastnn.reference.sigmoid(0.0) == 0.5 and fastnn.reference.runtime is fastnn.runtime
+assert fastnn.backends.__all__ and fastnn.bench.__name__ == "fastnn.bench"
+try:
+    fastnn.sigmod
+except AttributeError as error:
+    print(error)
+"""
+    assert run(script)[0] == "module 'fastnn' has no attribute 'sigmod'"
+
+
+def test_sparse_and_masked_arguments_are_named():
+    sparse = type("csr_matrix", (), {"toarray": lambda self: X})()
+    for module in (fn, ref):
+        with pytest.raises(TypeError, match=r"dy has dtype object.*give dy.toarray\(\)"):
+            module.relu_backward(sparse, X)
+        with pytest.raises(TypeError, match=r"saved is a masked array.*saved.filled\(value\)"):
+            module.relu_backward(X, np.ma.masked_array(X))
+        with pytest.raises(ValueError, match="without a class"):
+            module.cross_entropy(np.zeros((2, 0)), [0, 0])
 
 
 def test_a_compiled_part_that_cannot_be_loaded_is_not_called_broken():

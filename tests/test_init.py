@@ -131,6 +131,8 @@ def test_constant_and_zeros():
         ({"shape": (2.0, 3)}, TypeError, "shape must be an integer"),
         ({"shape": "ab"}, TypeError, "shape must be an integer"),
         ({"shape": np.array(3)}, TypeError, "shape must be an integer"),
+        ({"shape": (True, 2)}, TypeError, "shape must be an integer"),
+        ({"shape": (2, 3), "dtype": None}, TypeError, "dtype is None"),
         ({"shape": (2, 3), "fan_in": 0}, ValueError, "fan_in is 0; it must be at least 1"),
         ({"shape": (2, 3), "fan_out": 1.5}, TypeError, "fan_out must be an integer"),
         ({"shape": (2, 3), "dtype": np.int32}, TypeError, "dtype is int32; it must be float16, float32 or float64"),
@@ -150,6 +152,8 @@ def test_bad_arguments_are_named(name, arguments, error, says):
         (lambda: init.xavier_uniform(10, fan_in=3), ValueError, "cannot tell fan_out"),
         (lambda: init.lecun_normal(()), ValueError, "cannot tell fan_in"),
         (lambda: init.orthogonal(10), ValueError, "2 or more dimensions"),
+        (lambda: init.orthogonal((2, 2), rng=-1), ValueError, "rng is -1; it must be an integer of at least 0"),
+        (lambda: init.normal((2, 2), rng="a"), TypeError, "rng is 'a'; it must be"),
         (lambda: init.he_normal((2, 2), gain=-1), ValueError, "gain is -1; it must be finite and at least 0"),
         (lambda: init.he_normal((2, 2), gain=math.inf), ValueError, "gain is inf; it must be finite"),
         (lambda: init.he_normal((2, 2), gain="relu"), TypeError, "gain must be a real number"),
@@ -204,6 +208,14 @@ def test_lsuv_gives_every_layer_unit_variance(bias):
             assert abs(scaled @ (layer.W[1] / np.linalg.norm(layer.W[1]))) < 1e-5 or layer.W.shape[0] > layer.W.shape[1]
 
 
+class WithWeights:
+    def __init__(self, weights):
+        self.W = weights
+
+    def forward(self, x):
+        return x
+
+
 def test_lsuv_is_reproducible_and_takes_a_network():
     class Network:
         def __init__(self):
@@ -219,6 +231,9 @@ def test_lsuv_is_reproducible_and_takes_a_network():
     [
         (3, np.ones((2, 50)), {}, TypeError, "network must have a list"),
         ([object()], np.ones((2, 50)), {}, TypeError, "layer 0 .object. must have a method forward"),
+        ([WithWeights([[1.0]])], np.ones((4, 1)), {}, TypeError, r"layer 0 \(WithWeights\): W is list"),
+        ([WithWeights(np.ones((1, 1), int))], np.ones((4, 1)), {}, TypeError, "W is int64"),
+        ([WithWeights(np.ones(3))], np.ones((4, 3)), {}, ValueError, r"W has shape \(3,\)"),
         ([Linear(50, 5)], np.zeros((4, 50)), {}, ValueError, "lsuv cannot scale layer 0 .Linear."),
         ([Linear(50, 5)], np.full((4, 50), np.nan), {}, ValueError, "lsuv cannot scale layer 0"),
         ([Linear(50, 5)], np.ones((0, 50)), {}, ValueError, "x has shape .0, 50., without a value"),

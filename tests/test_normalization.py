@@ -405,6 +405,22 @@ def test_batch_norm_layer(functions):
     other.load_state_dict(layer.state_dict())
     with pytest.raises(ValueError, match="keys"):
         other.load_state_dict({"gamma": np.ones(5)})
+    state = other.state_dict()
+    for wrong, error, says in (
+        (3, TypeError, "must be a dict"),
+        (state | {"gamma": np.ones(4)}, ValueError, "gamma has shape"),
+        (
+            state | {"beta": np.ones(5), "gamma": np.full(5, 1e300)},
+            ValueError,
+            "gamma holds numbers that overflow float32",
+        ),
+        (state | {"beta": np.ones(5), "running_var": np.full(5, -1e-3)}, ValueError, "running_var holds -0.001"),
+    ):
+        with pytest.raises(error, match=says):
+            other.load_state_dict(wrong)
+    assert all(np.array_equal(value, state[name]) for name, value in other.state_dict().items())
+    with pytest.raises(TypeError, match="True or False"):
+        functions.BatchNorm(5, unbiased_running_var="no")
     with pytest.raises(RuntimeError, match="forward"):
         other.backward(x)
     with pytest.raises(ValueError, match="unbiased"):

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from copy import copy as shallow_copy
 from fractions import Fraction
 
 import numpy as np
@@ -328,6 +329,7 @@ def test_a_mean_of_a_million_deviations_is_no_trouble(prep):
     [
         (lambda f: f([[1.0]], axis=2), AxisError, "2"),
         (lambda f: f([[1.0]], axis=(0, 0)), AxisError, "twice"),
+        (lambda f: f([[1.0]], axis=[0]), TypeError, "a tuple of integers"),
         (lambda f: f([[1.0]], axis=0.5), TypeError, "axis must be an integer"),
         (lambda f: f(3.0), AxisError, "0"),
         (lambda f: f(["a"]), TypeError, "dtype"),
@@ -398,6 +400,16 @@ def test_fewer_samples_than_features_in_a_stream(prep, name):
     np.testing.assert_allclose(stream.transform(x), once.transform(x), atol=1e-10)
     with pytest.raises(ValueError, match="n_components is 11; 10 samples of 30 features have 10 components at most"):
         stream.set_params(n_components=11).transform(x)
+    for wrong in ("mle", 1.0):
+        with pytest.raises(TypeError, match="None for all, or a share of the variance"):
+            prep.PCA(wrong).fit(x).transform(x)
+
+
+def test_shallow_copies_do_not_learn_from_each_other(prep):
+    first = prep.Standardizer().fit(rng().normal(size=(5, 3)))
+    second = shallow_copy(first)
+    second.partial_fit(rng(1).normal(size=(7, 3))).merge(first)
+    assert (first.n_samples_seen_, second.n_samples_seen_) == (5, 17)
 
 
 def test_pca_takes_shares_of_any_float(prep):

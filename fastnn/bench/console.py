@@ -8,16 +8,27 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 HAVE_RICH = importlib.util.find_spec("rich") is not None
 _MARKUP = re.compile(r"\[/?[a-z ]+\]")
+
+
+def console(**options: Any) -> Any:
+    """A rich.console.Console that leaves a reader who leaves early to main; rich would exit with 1."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Terminal(**options)
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], note: str = "") -> None:
     """Print a table. Cells may use rich's [red]...[/red]; without rich they get an exclamation mark."""
     columns, rows = list(columns), [list(row) for row in rows]
     if HAVE_RICH:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
@@ -26,8 +37,8 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
         for row in rows:
             table.add_row(*row)
         # As wide as it needs: rich would cut figures off in a narrow terminal, which wraps lines itself.
-        needed = Console(width=1000).measure(table).maximum
-        Console(width=max(needed, Console().width)).print(table)
+        needed = console(width=1000).measure(table).maximum
+        console(width=max(needed, console().width)).print(table)
         return
     plain = [columns, *[[_plain(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in plain) for i in range(len(columns))]
@@ -86,12 +97,11 @@ def progress(description: str, total: float) -> Iterator[Progress]:
         finally:
             plain.close()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.fields[doing]}"), console=Console(stderr=True)) as bar:
+    with Bar(*columns, TextColumn("{task.fields[doing]}"), console=console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, doing="")
 
         class Rich(Progress):

@@ -114,8 +114,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _run(args: argparse.Namespace, data: Data) -> int:
-    from rich.console import Console
-
+    from fastnn.bench.console import console as new_console
     from fastnn.lecture import report
 
     names = [name for name in experiments.NAMES if not args.only or name in args.only]
@@ -124,7 +123,7 @@ def _run(args: argparse.Namespace, data: Data) -> int:
         BACKENDS[tested[0]], data, args.seed, args.quick, activations=tuple(dict.fromkeys(args.activations))
     )
     facts = report.Facts(_command(args), f"{data.name}, {_counts(data)}", len(names), _machine())
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     groups: list[list[Result]] = []
     with _single_threaded_blas():
         try:
