@@ -93,6 +93,8 @@ class BuildExt(build_ext):
         if threads:
             flags += ["-pthread", "-DFN_THREADS"]
         levels = self.available_levels()
+        if not threads:
+            self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
         loops = flags + [flag for flag in LOOP_FLAGS if self.compiles(flags=[flag])]
         modules = {"core": flags} | {f"level_{name}": loops + extra for name, extra in levels.items()}
@@ -127,7 +129,10 @@ class BuildExt(build_ext):
     def available_levels(self) -> dict[str, list[str]]:
         for macro, levels in LEVELS.items():
             if self.compiles(f"#ifndef {macro}\n#error other architecture\n#endif"):
-                return {name: flags for name, flags in levels.items() if self.compiles(flags=flags)}
+                available = {name: flags for name, flags in levels.items() if self.compiles(flags=flags)}
+                if missing := ", ".join(levels.keys() - available.keys()):
+                    self.warn(f"the compiler does not take the flags of these levels, which are left out: {missing}")
+                return available
         return {"baseline": []}
 
     def compiles(self, head: str = "", body: str = "", flags: list[str] | None = None) -> bool:

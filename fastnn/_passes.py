@@ -111,13 +111,12 @@ def affine(x: Array, axes: tuple[int, ...], vectors: Vector, out: Array | None, 
         return _delivered(result, out, overlapping)
     for tile in _tiles(x):
         rows = _as_rows(x[tile], axes)
-        target = _as_rows(result[tile], axes)
-        direct = np.may_share_memory(target, result) and target.dtype == rows.dtype
-        staged = target if direct else np.empty_like(rows)
+        moved = np.moveaxis(result[(*tile, Ellipsis)], axes, range(len(axes)))
+        direct = moved.flags.carray and moved.dtype == rows.dtype
+        staged = moved.reshape(rows.shape) if direct else np.empty_like(rows)
         numbers = vectors[(slice(None), *(tile[axis] for axis in kept))].reshape(4, -1)
         passes.affine(rows, np.ascontiguousarray(numbers), staged)
         if not direct:
-            moved = np.moveaxis(result[(*tile, Ellipsis)], axes, range(len(axes)))
             with np.errstate(over="ignore", under="ignore"):
                 moved[...] = staged.reshape(moved.shape)
     return _delivered(result, out, overlapping)

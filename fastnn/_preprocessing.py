@@ -413,8 +413,8 @@ class PCA(_Estimator):
         else:
             if not isinstance(wanted, Integral):
                 raise TypeError(
-                    f"n_components is {wanted!r}; it must be an integer, None for all, or a share of the variance "
-                    "between 0 and 1"
+                    "n_components must be an integer, None for all, or a share of the variance between 0 and 1, not "
+                    f"{wanted!r}"
                 )
             kept = _checks.integer_param(wanted, "n_components", 1)
             if kept > available:

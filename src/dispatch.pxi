@@ -21,9 +21,9 @@ cdef extern from "threads.h" nogil:
 
 cdef extern from *:
     """
-    static const fn_level *fn_process_level;
+    static const fn_level *_Atomic fn_process_level; /* calls read them without the GIL */
     static _Thread_local const fn_level *fn_thread_level;
-    static int fn_process_threads = 1;
+    static _Atomic int fn_process_threads = 1;
     static _Thread_local int fn_thread_threads;
     """
     const fn_level* fn_process_level

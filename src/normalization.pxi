@@ -46,6 +46,7 @@ cdef struct NormJob:
     double* room         # of every part: room_size doubles
     Py_ssize_t room_size
     int parts
+    bint out_of_memory   # in some part
     # sets: set s begins at element s * shape.apart
     bint by_set
     fn_sets shape
@@ -134,12 +135,16 @@ cdef void run_norm(NormJob* job) noexcept nogil:
         run_columns(job)
 
 
-cdef void run_released(NormJob* job) noexcept:
+cdef int run_released(NormJob* job) except -1:
+    job.out_of_memory = False
     if job.nanoseconds < RELEASE_GIL:
         run_norm(job)
     else:
         with nogil:
             run_norm(job)
+    if job.out_of_memory:
+        raise MemoryError("no memory for the coefficients of the channels")
+    return 0
 
 
 # The boundary. These functions take what needs no preparation: C-contiguous native float32 or float64 arrays that do

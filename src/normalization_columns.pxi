@@ -19,9 +19,9 @@ cdef struct Tile:
     Py_ssize_t pitch             # of the arrays of k and linear, whose first 16 values follow once more
     bint doubtful                # whether some strip is
     bint strips[MOST_STRIPS]     # which
-    double shift[FN_COLUMNS]
-    double linear[3 * (WIDE + 16)]
-    double k[COEFFICIENTS * (WIDE + 16)]
+    char* k                      # COEFFICIENTS arrays
+    char* linear                 # 3 arrays
+    double* shift                # `width` values; where k lies, which the sums of the forward pass do not need
 
 
 cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat,
@@ -82,12 +82,13 @@ cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept 
     tile.pitch = tile.width + 16
     tile.doubtful = False
     if job.applying or job.dy != NULL:
-        spread_arrays(job, tile, <char*> tile.k, job.table, COEFFICIENTS)
+        spread_arrays(job, tile, tile.k, job.table, COEFFICIENTS)
     else:
         spread(<char*> tile.shift, <const char*> (job.shift + tile.first), tile.n, job.inner, job.repeat,
                sizeof(double))
     if job.applying and job.dy != NULL:
-        spread_arrays(job, tile, <char*> tile.linear, job.linear, 3)
+        tile.linear = tile.k + COEFFICIENTS * tile.pitch * job.itemsize
+        spread_arrays(job, tile, tile.linear, job.linear, 3)
     if job.itemsize == 4 and (job.redoing or (job.applying and job.dy != NULL)):
         for c in range(tile.first, tile.first + tile.n):
             tile.doubtful = tile.doubtful or job.doubtful[c] != 0
@@ -167,7 +168,7 @@ cdef void gradient_rows(const NormJob* job, const Tile* tile, const char* dy, co
     """dL/dz of some rows, side by side in a block, for an activation of the table."""
     cdef fn_block block
     cdef Py_ssize_t row
-    job.loops.column_apply(x, g, rows, stride, n, n, <const char*> tile.k + column * job.itemsize, tile.pitch, FN_PLAIN,
+    job.loops.column_apply(x, g, rows, stride, n, n, tile.k + column * job.itemsize, tile.pitch, FN_PLAIN,
                            0.0)
     for row in range(rows):
         memcpy(block.bytes + row * n * job.itemsize, dy + row * stride * job.itemsize, n * job.itemsize)
@@ -178,8 +179,8 @@ cdef void back_apply_block(const NormJob* job, const Tile* tile, Py_ssize_t firs
                            Py_ssize_t column, Py_ssize_t n, char* block, Py_ssize_t block_stride) noexcept nogil:
     """dx of the tile's n columns from `column` on, in rows whose first such element is `first`, to a block."""
     cdef fn_block g
-    cdef const char* k = <const char*> tile.k + column * job.itemsize
-    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef const char* k = tile.k + column * job.itemsize
+    cdef const char* linear = tile.linear + column * job.itemsize
     cdef const char* x = job.x + first * job.itemsize
     cdef const char* dy = job.dy + first * job.itemsize
     if in_loops(job):
@@ -195,8 +196,8 @@ cdef void write_directly(const NormJob* job, const Tile* tile, Py_ssize_t first,
                          Py_ssize_t column, Py_ssize_t n) noexcept nogil:
     """Results of n columns, the first of them `column` of the tile, in rows whose first such element is `first`, with
     ordinary stores."""
-    cdef const char* k = <const char*> tile.k + column * job.itemsize
-    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef const char* k = tile.k + column * job.itemsize
+    cdef const char* linear = tile.linear + column * job.itemsize
     cdef Py_ssize_t at = first * job.itemsize
     if job.dy == NULL:
         job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind, job.slope)
@@ -212,8 +213,8 @@ cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
     the caches must not."""
     cdef Py_ssize_t column = before_line(job.result + first * job.itemsize, width, job.itemsize)
     cdef Py_ssize_t lines = rows - 1 if column else rows, at = (first + column) * job.itemsize
-    cdef const char* k = <const char*> tile.k + column * job.itemsize
-    cdef const char* linear = <const char*> tile.linear + column * job.itemsize
+    cdef const char* k = tile.k + column * job.itemsize
+    cdef const char* linear = tile.linear + column * job.itemsize
     if column:
         write_directly(job, tile, first, 1, width, 0, column)
         write_directly(job, tile, first + column + lines * width, 1, width, column, width - column)
@@ -230,7 +231,7 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
                         Py_ssize_t column, Py_ssize_t n) noexcept nogil:
     """Results of the tile's n columns from `column` on; `first` is the matrix's first element."""
     cdef fn_block block
-    cdef const char* k = <const char*> tile.k + column * job.itemsize
+    cdef const char* k = tile.k + column * job.itemsize
     cdef Py_ssize_t turn, m, i, at, most = max(1, BLOCK_BYTES // job.itemsize // n)
     if writes_directly(job) and not job.streamed:
         write_directly(job, tile, first + column, rows, stride, column, n)
@@ -297,10 +298,21 @@ cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) n
 
 
 cdef void column_part(void* context, int part) noexcept nogil:
-    cdef const NormJob* job = <const NormJob*> context
+    cdef NormJob* job = <NormJob*> context
     cdef Tile tile
+    cdef fn_block few[2]  # a tile of 2048 columns takes 150 KB, more than the stack of some threads
     cdef Py_ssize_t units = job.tiles * job.blocks
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
+    cdef Py_ssize_t nbytes = (COEFFICIENTS + 3) * (job.tile * job.inner * job.repeat + 16) * job.itemsize
+    cdef char* heap = NULL
+    tile.k = few[0].bytes
+    if nbytes > <Py_ssize_t> sizeof(few):
+        heap = <char*> malloc(nbytes + CACHE_LINE)
+        if heap == NULL:
+            job.out_of_memory = True
+            return
+        tile.k = heap + -<uintptr_t> heap % CACHE_LINE
+    tile.shift = <double*> tile.k
     while begin < end:
         # Results are written from the end backwards: what the sums have read last is still in the cache.
         if job.applying:
@@ -313,6 +325,7 @@ cdef void column_part(void* context, int part) noexcept nogil:
             known = unit % job.tiles
             fill_tile(job, &tile, known)
         column_unit(job, &tile, unit // job.tiles)
+    free(heap)
     if job.streamed:
         fn_stream_fence()
 

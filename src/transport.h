@@ -46,9 +46,10 @@ static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
         FN_NARROW((const float *)x + i, (uint16_t *)y + i);
 }
 #else
+typedef uint16_t fn_any_half __attribute__((aligned(1), may_alias)); /* halves are converted where they are */
 static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
 {
-    const uint16_t *half = x;
+    const fn_any_half *half = x;
     uint32_t *bits = y;
     for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i++) {
         uint32_t magnitude = (uint32_t)(half[i] & 0x7fff) << 13;
@@ -66,7 +67,7 @@ static inline void fn_half_to_single(fn_in x, fn_out y, ptrdiff_t n)
 static inline void fn_single_to_half(fn_in x, fn_out y, ptrdiff_t n)
 {
     const uint32_t *bits = x;
-    uint16_t *half = y;
+    fn_any_half *half = y;
     for (ptrdiff_t i = 0; i < (n & -(ptrdiff_t)FN_LANES); i++) {
         uint32_t magnitude = bits[i] & 0x7fffffffu;
         /* normal results: move the bias, round to nearest even; 65520 and above carry into infinity */

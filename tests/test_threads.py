@@ -194,6 +194,41 @@ print("fine")
     assert run(script)[0] == "fine"
 
 
+def test_a_thread_with_a_small_stack():
+    """128 KB have room for all that lies on the stack. On two threads, so that parts run here and there."""
+    script = """
+import threading
+import numpy as np, fastnn as fn
+rng = np.random.default_rng(0)
+def work():
+    for shape in ((60, 70), (300, 2048), (40, 5000), (6, 32, 20, 20), (9, 40, 3, 3), (2000, 8)):
+        for dtype in (np.float16, np.float32, np.float64):
+            x, dy = (rng.normal(size=shape).astype(dtype) for _ in range(2))
+            for activation in (None, "relu", "silu"):
+                y, mean, invstd = fn.batch_norm(x, activation=activation)
+                fn.batch_norm_backward(dy, x, mean, invstd, activation=activation)
+            y, *rest = fn.layer_norm(x)
+            fn.layer_norm_backward(dy, x, *rest)
+            y, *rest = fn.group_norm(x, 2)
+            fn.group_norm_backward(dy, x, *rest, 2)
+            y = fn.softmax(x)
+            fn.softmax_backward(dy, y)
+            fn.gelu_backward(dy, fn.gelu(x.T).T)
+            fn.prelu_backward(dy, x, rng.normal(size=shape[1]))
+            y, which = fn.maxout(x, 2)
+            fn.maxout_backward(y, which, 2)
+            fn.preprocessing.standardize(x, axis=0)
+            fn.diagnostics.activation_stats(x)
+    print("fine")
+fn.runtime.set_num_threads(2)
+threading.stack_size(128 << 10)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    assert run(script)[0] == "fine"
+
+
 def test_other_threads_run_meanwhile():
     """The interpreter lock is released: the main thread runs while another one is inside a kernel."""
     x = np.zeros(8_000_000, np.float32)
