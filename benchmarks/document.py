@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 from fastnn._table import ACTIVATIONS
 from fastnn.bench import oracle, report, verify
 from fastnn.bench.cases import BY_NAME, Case, shape_label
-from fastnn.bench.peers import PEERS
+from fastnn.bench.peers import PEERS, Peer
 from fastnn.bench.runner import COPY, MATMUL, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -378,10 +378,16 @@ def performance(paths: list[Path]) -> None:
 
 def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "scipy", "onednn")) -> list[list[str]]:
     """The largest float32 error of each peer, by the same yardstick as verification's."""
-    peers = [PEERS[name]() for name in names]
-    for peer in peers:
-        peer.load()
-        peer.set_threads(1)
+    peers: list[Peer | None] = []
+    for name in names:
+        peer = PEERS[name]()
+        try:
+            peer.load()
+            peer.set_threads(1)
+            peers.append(peer)
+        except (ImportError, OSError) as error:
+            print(f"{name} is not here ({error}): its column stays empty")
+            peers.append(None)
     body = []
     for row in ACTIVATIONS:
         plan = next(iter(oracle.chunks("float32", False, 1 << 21)))
@@ -394,7 +400,7 @@ def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "sci
         case = Case(BY_NAME[row.name], direction, saved.shape, "float32")
         line = []
         for peer in peers:
-            call = peer.prepare(case, data)
+            call = peer and peer.prepare(case, data)
             if call is None:
                 line.append("")
                 continue
@@ -404,7 +410,7 @@ def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "sci
             largest = float(oracle.ulp_error(got[finite], exact[finite]).max())
             line.append(f"{largest:.2f}{wrong_nan}" if largest < 1000 else f"{largest:.1e}{wrong_nan}")
         body.append([f"{row.name} {direction}", *line])
-    for peer in peers:
+    for peer in filter(None, peers):
         peer.close()
     return body
 

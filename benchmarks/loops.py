@@ -3,7 +3,7 @@
     python benchmarks/loops.py [--cpu znver3] [--level v3]
 
 Takes each loop out of the compiled module with objdump, gives it to llvm-mca, and times the same function on arrays
-that fit in the first-level cache. Needs objdump, llvm-mca and numba, on x86-64.
+that fit in the first-level cache. Needs nm, objdump, llvm-mca and numba, on x86-64.
 """
 
 from __future__ import annotations

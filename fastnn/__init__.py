@@ -1,14 +1,16 @@
 """fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization.
 
 Every function takes and returns NumPy arrays. The gradient of an activation or a normalization is `<name>_backward`,
-beside it (cross_entropy returns its own). All have a twin in plain NumPy in `fastnn.reference`. The whole interface:
+beside it (cross_entropy returns its own). All have a twin in plain NumPy in `fastnn.reference`; what has no kernel is
+the same there. The whole interface:
 
     activations    sigmoid tanh relu leaky_relu prelu relu6 hardtanh hardsigmoid hardswish elu celu selu gelu silu mish
                    softsign log_sigmoid softplus softmax log_softmax maxout cross_entropy
     normalization  batch_norm batch_norm_inference batch_stats layer_norm rms_norm group_norm instance_norm BatchNorm
-    init           zeros constant normal uniform xavier_* he_* lecun_normal orthogonal lsuv
-    preprocessing  zero_center standardize Standardizer PCA Whitener Moments
+    init           zeros constant normal uniform xavier_* he_* lecun_normal orthogonal lsuv fans
+    preprocessing  zero_center standardize Standardizer PCA Whitener Moments NotFittedError
     diagnostics    saturation dead_units activation_stats gradient_flow gradient_check
+                   ActivationStats GradientStats
     runtime        isa available_isas use_isa num_threads set_num_threads threads info
 
 Imported on demand: `fastnn.reference`, `fastnn.backends`, `fastnn.lecture`, `fastnn.bench`.

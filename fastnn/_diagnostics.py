@@ -211,8 +211,8 @@ def saturation_bounds(activation: str | Bounds, dtype: np.dtype[Any]) -> Bounds:
     if isinstance(activation, str):
         if activation not in _SATURATED:
             raise ValueError(
-                f"activation is {activation!r}, whose outputs do not tell whether they are saturated; it must be "
-                f"one of {', '.join(_SATURATED)}, or a pair (low, high)"
+                f"activation is {activation!r}; it must be one of {', '.join(_SATURATED)}, or a pair (low, high); of "
+                "others the outputs do not tell whether they are saturated"
             )
         low, high = _SATURATED[activation]
     elif isinstance(activation, tuple) and len(activation) == 2:

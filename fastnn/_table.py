@@ -16,7 +16,7 @@ class Param:
 
     name: str
     default: float
-    must_be: str = "finite"  # "finite", "positive" or "nonzero"
+    must_be: str = "finite"  # "finite", "positive", "nonzero" or "nonnegative"
 
 
 @dataclass(frozen=True)

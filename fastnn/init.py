@@ -248,7 +248,8 @@ def orthogonal(
     rng: Any = None,
     dtype: DTypeLike = np.float32,
 ) -> Float:
-    """A uniformly distributed orthogonal matrix times `gain`; all its singular values are `gain`.
+    """A uniformly distributed orthogonal matrix times `gain`, any finite number; all its singular values are
+    abs(gain).
 
     Needs two dimensions or more; (out, in, *kernel) is read as the matrix (out, in * prod(kernel)). Where it is not
     square its shorter side is orthonormal: W.T @ W or W @ W.T is gain**2 times the identity.

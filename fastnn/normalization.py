@@ -74,7 +74,8 @@ def batch_norm(
     the same pass; another name is a ValueError. One value a channel, or a constant channel, gives exactly beta.
 
     Error: float32 results are within 4e-7 * max(1, |x_hat|) of the exact normalized value x_hat before gamma and beta,
-    whatever the scale of x, also where mean / std is 1e4. Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    whatever the scale of x, also where mean / std is 1e4; float64 ones within 1e-15 * (10 + |mean| / std) of it.
+    Exceptions: see fastnn.normalization. Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
     """
     result = _core.batch_norm(x, gamma, beta, eps, axis, activation, out)
     if result is None:
@@ -122,9 +123,9 @@ def batch_norm_backward(
     first taken through its derivative, for which gamma * x_hat + beta is computed anew: it needs the forward call's
     gamma and beta, and nothing more was stored.
 
-    Error: dx, dgamma and dbeta are within 1e-5 of the exact gradients, relative to their largest element (where the
-    sums of all channels nearly cancel: to the root of the sum of a channel's squared terms). Where the terms of dx
-    cancel, because dy is nearly linear in x, they are computed in float64.
+    Error: dx, dgamma and dbeta are within 1e-5 (float64: 1e-15 * (10 + |mean| / std)) of the exact gradients, relative
+    to their largest element (where the sums of all channels nearly cancel: to the root of the sum of a channel's
+    squared terms). Where the terms of dx cancel, because dy is nearly linear in x, they are computed in float64.
     """
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     if result is None:
@@ -172,7 +173,7 @@ def batch_norm_inference(
     mean, var, gamma, beta: (C,), C the length of x along `axis`, of any real dtype; gamma and beta may be None, and var
     + eps < 0 gives NaN. `activation` as in `batch_norm`. x may be empty.
 
-    Error: as of `batch_norm`. Ioffe and Szegedy 2015, algorithm 2, https://arxiv.org/abs/1502.03167.
+    Error and exceptions: as of `batch_norm`. Source: Ioffe and Szegedy 2015, algorithm 2, https://arxiv.org/abs/1502.03167.
     """
     y = _core.batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out)
     if y is None:
@@ -258,7 +259,8 @@ def layer_norm(
     mean, invstd: float64 x.shape[:axis]. x has 1 dimension or more.
 
     Error: float32 results are within 4e-7 * max(1, |x_hat|) of the exact normalized value x_hat before gamma and beta,
-    also where mean / std is 1e4. Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    also where mean / std is 1e4; float64 ones within 1e-15 * (10 + |mean| / std) of it.
+    Exceptions: see fastnn.normalization. Source: Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
     result = _core.layer_norm(x, gamma, beta, eps, axis, out)
     if result is None:
@@ -288,8 +290,7 @@ def layer_norm_backward(
     With x_hat = (x - mean) * invstd, g = dy * gamma and means over the normalized axes:
 
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta are the sums of dy * x_hat and of dy
-    over the rows. mean, invstd: what `layer_norm` returned. Error: within 1e-5 of the largest element,
-    of the root of a sum's squared terms where all sums nearly cancel.
+    over the rows. mean, invstd: what `layer_norm` returned. Error: as of `batch_norm_backward`.
     """
     result = _core.layer_norm_backward(dy, x, mean, invstd, gamma, axis, out)
     if result is None:
@@ -318,7 +319,7 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
     """Divide each row, `axis` and all axes after it, by its root mean square: (y, invrms).
 
     y = gamma * x * invrms, invrms = 1 / sqrt(mean(x**2) + eps), float64 x.shape[:axis]. gamma: shape x.shape[axis:], or
-    None. x has 1 dimension or more. Error: as of `layer_norm`. Zhang and Sennrich 2019,
+    None. x has 1 dimension or more. Error and exceptions: as of `layer_norm`. Source: Zhang and Sennrich 2019,
     https://arxiv.org/abs/1910.07467.
     """
     result = _core.rms_norm(x, gamma, eps, axis, out)
@@ -346,8 +347,7 @@ def rms_norm_backward(
     """Gradients of `rms_norm`: (dx, dgamma).
 
     With x_hat = x * invrms and g = dy * gamma: dx = invrms * (g - x_hat * mean(g * x_hat)), dgamma the sum of
-    dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: within 1e-5 of the largest element,
-    of the root of a sum's squared terms where all sums nearly cancel.
+    dy * x_hat over the rows. invrms: what `rms_norm` returned. Error: as of `batch_norm_backward`.
     """
     result = _core.rms_norm_backward(dy, x, invrms, gamma, axis, out)
     if result is None:
@@ -386,7 +386,7 @@ def group_norm(
     samples', `axis` the channels'. groups must divide C, else ValueError. mean, invstd: float64 (N, groups).
     gamma, beta: (C,) or None, for 1 and 0.
 
-    Error: as of `batch_norm`. Wu and He 2018, https://arxiv.org/abs/1803.08494.
+    Error and exceptions: as of `batch_norm`. Source: Wu and He 2018, https://arxiv.org/abs/1803.08494.
     """
     result = _core.group_norm(x, groups, gamma, beta, eps, axis, out)
     if result is None:
@@ -413,8 +413,7 @@ def group_norm_backward(
     With x_hat = (x - mean) * invstd, g = dy * gamma and means over a group:
 
     dx = invstd * (g - mean(g) - x_hat * mean(g * x_hat)); dgamma and dbeta, (C,), are the sums of dy * x_hat and of dy
-    over samples and positions. mean, invstd: what `group_norm` returned. Error: within 1e-5 of the largest element,
-    of the root of a sum's squared terms where all sums nearly cancel.
+    over samples and positions. mean, invstd: what `group_norm` returned. Error: as of `batch_norm_backward`.
     """
     result = _core.group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
     if result is None:

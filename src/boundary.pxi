@@ -145,7 +145,9 @@ cdef object run_row(int row, int direction, object a, object b, object out, cons
     n = cnp.PyArray_SIZE(first)
     nbytes = cnp.PyArray_NBYTES(first)
     x = cnp.PyArray_BYTES(first)
-    other = cnp.PyArray_BYTES(<ndarray> b) if direction == FN_BACKWARD else x
+    other = x
+    if direction == FN_BACKWARD:
+        other = cnp.PyArray_BYTES(<ndarray> b)
     place = cnp.PyArray_BYTES(y)
     if ((nbytes > BLOCK_BYTES and row_work(row, direction, y) >= RELEASE_GIL)
             or not ((x == place or apart(x, place, nbytes)) and (other == place or apart(other, place, nbytes)))):

@@ -154,6 +154,50 @@ def test_normalized_output_is_exact_to_4e_7(count, ratio, scale, isa):
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("ratio", [0, 100, 1e4, 1e6])
+def test_float64_is_as_near_as_documented(ratio, scale, isa):
+    for shape in ((10, 40), (1000, 40), (50_000, 3)):
+        rng = np.random.default_rng(1)
+        x, dy = (rng.standard_normal(shape) + ratio) * scale, rng.standard_normal(shape)
+        wide, g = x.astype(np.longdouble), dy.astype(np.longdouble)
+        invstd = 1 / np.sqrt(wide.var(0))
+        exact = (wide - wide.mean(0)) * invstd
+        sums = (g * exact).sum(0), g.sum(0)
+        slope = invstd * (g - sums[1] / len(x) - exact * sums[0] / len(x))
+        limit = 1e-15 * (10 + ratio)
+        rows = np.ascontiguousarray(x.T), np.ascontiguousarray(dy.T)
+        with runtime.use_isa(isa):
+            y, *saved = fn.batch_norm(x, eps=0.0)
+            gradients = fn.batch_norm_backward(dy, x, *saved)
+            z, *kept = fn.layer_norm(rows[0], eps=0.0)
+            dz = fn.layer_norm_backward(rows[1], rows[0], *kept)[0]
+        for normalized in (y, z.T):
+            assert np.all(np.abs(normalized - exact) <= limit * np.maximum(1, np.abs(exact)))
+        for got, want in zip((*gradients, dz.T), (slope, *sums, slope), strict=True):
+            assert np.abs(got - want).max() <= limit * np.abs(want).max()
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("first", [None, 1e2, 1e4, 1e8])
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_statistics_are_as_near_as_documented(dtype, mean, first, isa):
+    for shape, axis in (((50_000, 3), 1), ((100, 40), 1), ((3, 50_000), 0), ((70, 3, 11), 1)):
+        x = (np.random.default_rng(0).standard_normal(shape) + mean).astype(dtype)
+        axes = tuple(i for i in range(x.ndim) if i != axis)
+        if first is not None:
+            np.moveaxis(x, axis, -1)[(0,) * len(axes)] = first
+        wide = x.astype(np.longdouble)
+        exact, squares = wide.mean(axes), wide.var(axes)
+        with runtime.use_isa(isa):
+            got, var = fn.batch_stats(x, axis=axis)
+        limit = 1e-12 if first is None else 1e-8
+        assert np.all(np.abs(var - squares) <= limit * squares)
+        assert np.all(np.abs(got - exact) <= limit * np.maximum(np.abs(exact), np.sqrt(squares)))
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
 @pytest.mark.parametrize("ratio", [0, 100])
 @pytest.mark.parametrize("outlier", [30, 3000, 1e6])
 def test_normalized_outliers_are_exact_to_4e_7_of_themselves(outlier, ratio, isa):

@@ -198,7 +198,7 @@ def _report(lines: list[Line], outcomes: list[checks.Outcome], markdown: bool) -
         "limit",
         "worst at",
         "inputs",
-        "special values",
+        "holds",
     ]
     body = [
         [
