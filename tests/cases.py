@@ -36,8 +36,6 @@ PARAMETERS: dict[str, tuple[dict[str, float], ...]] = {
     "softplus": ({"beta": 0.28125}, {"beta": 20.0}),
 }
 
-PIECEWISE_LINEAR = ("relu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "hardswish")
-
 
 @dataclass(frozen=True)
 class Case:

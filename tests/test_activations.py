@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from cases import (
     DTYPES,
-    PIECEWISE_LINEAR,
     assert_derivative,
     assert_same_bits,
     assert_ulp,
@@ -19,7 +18,7 @@ from cases import (
 
 import fastnn as fn
 import fastnn.reference as ref
-from fastnn.bench.checks import MONOTONE, ODD, RANGE
+from fastnn.bench.checks import MONOTONE, ODD, PIECEWISE_LINEAR, RANGE
 from fastnn.bench.oracle import ulp_error
 
 # The float64 reference is itself off by up to this many ULP; test_accuracy.py holds float64 to its bound with mpmath.

@@ -19,6 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MONOTONE = frozenset(
     "sigmoid tanh relu leaky_relu relu6 hardtanh hardsigmoid elu celu selu softsign log_sigmoid softplus".split()
 )
+PIECEWISE_LINEAR = frozenset("relu leaky_relu relu6 hardtanh hardsigmoid hardswish".split())  # no derivative underflows
 ODD = frozenset(("tanh", "hardtanh", "softsign"))
 RANGE = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softsign": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
 # Levels without a fused multiply-add keep the error bounds, but not the bits.
@@ -125,9 +126,10 @@ def _kind(values: Array, signed_zeros: bool) -> Array:
 def special_values(row: Activation, direction: str, dtype: str, levels: Iterable[str]) -> list[str]:
     """NaN, infinities, zeros, subnormals, the largest numbers and the kinks behave as the reference says."""
     saved = _special_inputs(dtype)
-    piecewise = row.costs[0] == 1
     problems: dict[str, list[str]] = {}
-    gradients = (1.0,) if direction == "forward" else ((1.0, np.nan, np.inf) if piecewise else (1.0, np.nan))
+    gradients = (
+        (1.0,) if direction == "forward" else ((1.0, np.nan, np.inf) if row.name in PIECEWISE_LINEAR else (1.0, np.nan))
+    )
     for gradient in gradients:
         dy = np.full_like(saved, gradient)
         want = call(reference, row, direction, saved, dy)
