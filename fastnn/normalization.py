@@ -23,6 +23,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastnn import _checks, _core
 from fastnn._batchnorm import BatchNorm as _BatchNorm
@@ -55,14 +56,14 @@ _LINE_BYTES = 64  # of a cache line
 
 
 def batch_norm(
-    x: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
     activation: str | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalize each channel by the statistics of the batch: (y, mean, invstd).
 
@@ -102,16 +103,16 @@ def batch_norm(
 
 
 def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    invstd: Any,
-    gamma: Any = None,
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
     *,
     axis: int = 1,
     activation: str | None = None,
-    beta: Any = None,
-    out: Any = None,
+    beta: ArrayLike | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `batch_norm`: (dx, dgamma, dbeta).
 
@@ -157,16 +158,16 @@ def batch_norm_backward(
 
 
 def batch_norm_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
     activation: str | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Array:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, with mean and var given: the running statistics.
 
@@ -199,7 +200,7 @@ def batch_norm_inference(
     return _delivered(y, target)
 
 
-def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
+def batch_stats(x: ArrayLike, *, axis: int = 1) -> tuple[Array, Array]:
     """Mean and biased variance, sum((x - mean)**2) / n, over every axis but `axis`: float64, (C,) both.
 
     What running statistics want: invstd**-2 - eps would cancel. Raises as `batch_norm` does.
@@ -220,14 +221,14 @@ def batch_stats(x: Any, *, axis: int = 1) -> tuple[Array, Array]:
 
 
 def batch_norm_and_variance(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
     *,
     eps: float,
     axis: int = 1,
     activation: str | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """(y, mean, invstd, var): what `batch_norm` returns, to the bit, and the exact variance, in a pass over x less."""
     mean, var = batch_stats(x, axis=axis)
@@ -251,7 +252,13 @@ class BatchNorm(_BatchNorm):
 
 
 def layer_norm(
-    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalize each row, `axis` and all axes after it, by its own statistics: (y, mean, invstd).
 
@@ -283,7 +290,14 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `layer_norm`: (dx, dgamma, dbeta).
 
@@ -315,7 +329,9 @@ def layer_norm_backward(
     return _delivered(dx, target), _rounded(dgamma, theirs), _rounded(dbeta, theirs)
 
 
-def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, out: Any = None) -> tuple[Array, Array]:
+def rms_norm(
+    x: ArrayLike, gamma: ArrayLike | None = None, *, eps: float = 1e-5, axis: int = -1, out: Array | None = None
+) -> tuple[Array, Array]:
     """Divide each row, `axis` and all axes after it, by its root mean square: (y, invrms).
 
     y = gamma * x * invrms, invrms = 1 / sqrt(mean(x**2) + eps), float64 x.shape[:axis]. gamma: shape x.shape[axis:], or
@@ -342,7 +358,13 @@ def rms_norm(x: Any, gamma: Any = None, *, eps: float = 1e-5, axis: int = -1, ou
 
 
 def rms_norm_backward(
-    dy: Any, x: Any, invrms: Any, gamma: Any = None, *, axis: int = -1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    invrms: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    out: Array | None = None,
 ) -> tuple[Array, Array]:
     """Gradients of `rms_norm`: (dx, dgamma).
 
@@ -370,14 +392,14 @@ def rms_norm_backward(
 
 
 def group_norm(
-    x: Any,
+    x: ArrayLike,
     groups: int,
-    gamma: Any = None,
-    beta: Any = None,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalize each sample's groups of C // groups neighbouring channels by their statistics: (y, mean, invstd).
 
@@ -398,15 +420,15 @@ def group_norm(
 
 
 def group_norm_backward(
-    dy: Any,
-    x: Any,
-    mean: Any,
-    invstd: Any,
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
     groups: int,
-    gamma: Any = None,
+    gamma: ArrayLike | None = None,
     *,
     axis: int = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `group_norm`: (dx, dgamma, dbeta).
 
@@ -427,7 +449,13 @@ def group_norm_backward(
 
 
 def instance_norm(
-    x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1e-5, axis: int = 1, out: Any = None
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalize each channel of each sample by its own statistics: (y, mean, invstd), the statistics float64 (N, C).
 
@@ -444,7 +472,14 @@ def instance_norm(
 
 
 def instance_norm_backward(
-    dy: Any, x: Any, mean: Any, invstd: Any, gamma: Any = None, *, axis: int = 1, out: Any = None
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of `instance_norm`: (dx, dgamma, dbeta), as of `group_norm_backward` with a group for every channel."""
     result = _core.instance_norm_backward(dy, x, mean, invstd, gamma, axis, out)
