@@ -106,7 +106,8 @@ def constant(
 ) -> Float:
     """Every entry is `value`, any finite number."""
     dims, _, _ = _checked(shape, fan_in, fan_out)
-    return _rounded(np.full(dims, _checks.real_param(value, "value")), _checks.float_dtype(dtype))
+    rounded = _rounded(np.asarray(_checks.real_param(value, "value")), _checks.float_dtype(dtype))
+    return np.full(dims, rounded, rounded.dtype)
 
 
 def normal(

@@ -28,6 +28,16 @@ cdef struct Rows:
     bint out_of_memory
 
 
+cdef inline bint is_staged(const Rows* rows, const Operand* operand) noexcept nogil:
+    """Whether a tile of it, the last one perhaps, is copied."""
+    return not operand.direct or (not rows.by_row and rows.lanes % FN_LANES != 0)
+
+
+cdef inline bint needs_scratch(const Rows* rows) noexcept nogil:
+    """Whether the kernel, or copying, works in a room of the tile's size."""
+    return not rows.by_row or rows.plan.result.half or rows.plan.source[0].half or rows.plan.source[rows.plan.inputs - 1].half
+
+
 cdef void rows_part(void* context, int part) noexcept nogil:
     """Run the kernel on a slice of the tiles: each operand's tile in place where it lies right, else staged."""
     cdef Rows* rows = <Rows*> context
@@ -48,18 +58,28 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
-    cdef int i, other = plan.inputs - 1
+    cdef int i, staged, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
     if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
-        heap = <char*> malloc(4 * nbytes + CACHE_LINE)
+        # a row may be as long as the memory is large, so there is room for those alone that are staged
+        staged = needs_scratch(rows) + is_staged(rows, &plan.result)
+        for i in range(plan.inputs):
+            staged += is_staged(rows, &plan.source[i])
+        heap = <char*> malloc(staged * nbytes + CACHE_LINE)
         if heap == NULL:
             rows.out_of_memory = True
             return
-        scratch = heap + -<uintptr_t> heap % CACHE_LINE
+        tiles[2] = heap + -<uintptr_t> heap % CACHE_LINE
+        if needs_scratch(rows):
+            scratch = tiles[2]
+            tiles[2] += nbytes
+        for i in range(plan.inputs - 1, -1, -1):
+            tiles[i] = tiles[2]
+            tiles[2] += nbytes * is_staged(rows, &plan.source[i])
         for i in range(3):
-            tiles[i] = scratch + (i + 1) * nbytes
+            tiles[i] += before
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)
@@ -206,7 +226,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
 
 
 cdef inline bint is_product(int kind, int direction) noexcept nogil:
-    """Whether no exponential is taken. Rows with one compute too long to be streamed: ordinary stores overlap with that better."""
+    """Whether no exponential is taken. Rows with one compute too long to be streamed: ordinary stores overlap better."""
     return kind == FN_SOFTMAX and direction == FN_BACKWARD
 
 

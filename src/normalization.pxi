@@ -287,7 +287,7 @@ cdef double* scratch_for(Py_ssize_t n, double* few) except NULL:
         return few
     room = <double*> malloc(n * sizeof(double))
     if room == NULL:
-        raise MemoryError
+        raise MemoryError(f"no memory for {n * sizeof(double)} bytes of sums and coefficients")
     return room
 
 

@@ -437,11 +437,13 @@ cdef void lay_out_columns(NormJob* job, double* scratch) noexcept:
 cdef void run_columns(NormJob* job) noexcept nogil:
     if not job.given:
         column_statistics(job)
-        if job.result == NULL:
+        if job.result == NULL or job.out_of_memory:
             return
     job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, job.groups, job.table, job.groups)
     if job.dy != NULL:
         column_gradients(job)
+        if job.out_of_memory:
+            return
     if in_loops(job) and not job.staged and job.groups * job.inner <= WIDE:
         job.repeat = together(job.groups * job.inner, job.outer, WIDE, 16)
         if writes_directly(job):
