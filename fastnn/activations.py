@@ -2,6 +2,8 @@
 
 The elementwise ones follow from the table in fastnn/_table.py; softmax, log_softmax, prelu, maxout and cross_entropy
 look at more than one element at a time. `fastnn.reference.activations` holds the same functions in plain NumPy.
+
+After an error `out` is as it was, but after a MemoryError: the memory may end when part of the result is written.
 """
 
 from fastnn._core import (

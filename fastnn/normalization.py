@@ -12,7 +12,8 @@ None) and are computed also when gamma is None. `out` receives y or dx; it may b
 returned. Sums run in an order that depends alone on the shape, on how the axes lie in memory and on whether an array is
 copied in pieces, so results have the same bits with any number of threads. Errors: ValueError for too few dimensions, a
 block without values, eps negative or not finite, gamma or another vector of the wrong length, dy of another shape than
-x; numpy.exceptions.AxisError for an axis that x does not have; TypeError for a dtype that is not accepted.
+x; numpy.exceptions.AxisError for an axis that x does not have; TypeError for a dtype that is not accepted. Then
+`out` is as it was; a MemoryError may come when part of the result is written.
 """
 
 from __future__ import annotations
