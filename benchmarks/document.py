@@ -28,8 +28,8 @@ from matplotlib import pyplot as plt
 from fastnn._table import ACTIVATIONS
 from fastnn.bench import oracle, report, verify
 from fastnn.bench.cases import BY_NAME, Case, shape_label
-from fastnn.bench.peers import PEERS, Peer
-from fastnn.bench.runner import COPY, MATMUL, Row
+from fastnn.bench.peers import Peer
+from fastnn.bench.runner import COPY, MATMUL, Row, Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -376,18 +376,11 @@ def performance(paths: list[Path]) -> None:
 # --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
-def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "scipy", "onednn")) -> list[list[str]]:
+MEASURED = ("torch", "numpy", "scipy", "onednn")
+
+
+def peer_errors(direction: str, peers: dict[str, Peer]) -> list[list[str]]:
     """The largest float32 error of each peer, by the same yardstick as verification's."""
-    peers: list[Peer | None] = []
-    for name in names:
-        peer = PEERS[name]()
-        try:
-            peer.load()
-            peer.set_threads(1)
-            peers.append(peer)
-        except (ImportError, OSError) as error:
-            print(f"{name} is not here ({error}): its column stays empty")
-            peers.append(None)
     body = []
     for row in ACTIVATIONS:
         plan = next(iter(oracle.chunks("float32", False, 1 << 21)))
@@ -399,8 +392,8 @@ def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "sci
         data = {"x": saved, "saved": saved, "dy": np.ones_like(saved), "out": np.empty_like(saved)}
         case = Case(BY_NAME[row.name], direction, saved.shape, "float32")
         line = []
-        for peer in peers:
-            call = peer and peer.prepare(case, data)
+        for name in MEASURED:
+            call = peers[name].prepare(case, data) if name in peers else None
             if call is None:
                 line.append("")
                 continue
@@ -410,8 +403,6 @@ def peer_errors(direction: str, names: tuple[str, ...] = ("torch", "numpy", "sci
             largest = float(oracle.ulp_error(got[finite], exact[finite]).max())
             line.append(f"{largest:.2f}{wrong_nan}" if largest < 1000 else f"{largest:.1e}{wrong_nan}")
         body.append([f"{row.name} {direction}", *line])
-    for peer in filter(None, peers):
-        peer.close()
     return body
 
 
@@ -427,8 +418,12 @@ def accuracy(tables: list[Path]) -> None:
     page = ROOT / "docs" / "accuracy.md"
     fill(page, "errors", errors)
     fill(page, "properties", rest)
-    with np.errstate(all="ignore"):
-        body = peer_errors("forward") + peer_errors("backward")
+    with Runner(MEASURED) as runner, np.errstate(all="ignore"):
+        runner.set_threads(1)
+        for name, why in runner.missing.items():
+            print(f"{name} is not here ({why}): its column stays empty")
+        peers = {peer.name: peer for peer in runner.peers}
+        body = peer_errors("forward", peers) + peer_errors("backward", peers)
     fill(ROOT / "README.md", "errors", errors_in_short(errors, body))
     fill(page, "peers", table(["largest error in ULP, float32", "PyTorch", "NumPy idiom", "SciPy", "oneDNN"], body))
     print(text.getvalue().splitlines()[-1])

@@ -60,14 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader left early; what is still buffered must not raise once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        reader_left = isinstance(error, BrokenPipeError)
+        if not reader_left and error.errno != errno.ENOSPC:
             raise
-        print(f"fastnn {args.command}: {error}", file=sys.stderr)
+        # nobody takes what is printed: what is still buffered must not raise once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if reader_left:
+            return 141
+        print(f"fastnn {args.command}: {error}", file=sys.stderr)
         return 1
 
 

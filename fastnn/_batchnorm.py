@@ -144,13 +144,14 @@ class BatchNorm:
             raise TypeError(f"state must be a dict as state_dict returns it, not {type(state).__name__}")
         if set(state) != set(_STATE):
             raise ValueError(f"the state has the keys {sorted(map(str, state))}; it must have exactly {sorted(_STATE)}")
-        loaded = {name: self._checked(name, state[name]).copy() for name in _STATE}  # they may be arrays of this object
+        loaded = {name: self._checked(name, state[name]) for name in _STATE}
         for name, array in loaded.items():
             getattr(self, name)[...] = array
 
     def _checked(self, name: str, value: Any) -> Array:
         given = _checks.channel_vector(value, self.num_features, name)
-        array = _checks.channel_vector(given, self.num_features, name, getattr(self, name).dtype)
+        with np.errstate(all="ignore"):
+            array = given.astype(getattr(self, name).dtype)  # a copy: it may be an array of this object
         if not np.array_equal(np.isfinite(given), np.isfinite(array)):
             raise ValueError(f"{name} holds numbers that overflow {array.dtype}, the dtype of this BatchNorm")
         if name == "running_var" and np.any(array < 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from copy import copy
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -411,12 +411,13 @@ class PCA(_Estimator):
         elif isinstance(wanted, Real) and 0 < wanted < 1:
             kept = min(int(np.searchsorted(np.cumsum(_shares(values)), wanted, side="right")) + 1, available)
         else:
-            if not isinstance(wanted, Integral):
+            try:
+                kept = _checks.integer_param(wanted, "n_components", 1)
+            except TypeError:
                 raise TypeError(
                     "n_components must be an integer, None for all, or a share of the variance between 0 and 1, not "
                     f"{wanted!r}"
-                )
-            kept = _checks.integer_param(wanted, "n_components", 1)
+                ) from None
             if kept > available:
                 raise ValueError(
                     f"n_components is {kept}; {self.n_samples_seen_} samples of {self.n_features_in_} features "

@@ -58,28 +58,27 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
-    cdef int i, staged, other = plan.inputs - 1
+    cdef Py_ssize_t room = 0  # for those that are staged: a row may be as long as the memory is large
+    cdef Py_ssize_t offsets[3]
+    cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
     if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
-        # a row may be as long as the memory is large, so there is room for those alone that are staged
-        staged = needs_scratch(rows) + is_staged(rows, &plan.result)
-        for i in range(plan.inputs):
-            staged += is_staged(rows, &plan.source[i])
-        heap = <char*> malloc(staged * nbytes + CACHE_LINE)
+        if needs_scratch(rows):
+            room = nbytes
+        for i in range(3):
+            offsets[i] = room
+            if i == 2 or i <= other:
+                room += nbytes * is_staged(rows, &plan.result if i == 2 else &plan.source[i])
+        heap = <char*> malloc(room + CACHE_LINE)
         if heap == NULL:
             rows.out_of_memory = True
             return
-        tiles[2] = heap + -<uintptr_t> heap % CACHE_LINE
-        if needs_scratch(rows):
-            scratch = tiles[2]
-            tiles[2] += nbytes
-        for i in range(plan.inputs - 1, -1, -1):
-            tiles[i] = tiles[2]
-            tiles[2] += nbytes * is_staged(rows, &plan.source[i])
         for i in range(3):
-            tiles[i] += before
+            tiles[i] = heap + -<uintptr_t> heap % CACHE_LINE + offsets[i] + before
+        if needs_scratch(rows):
+            scratch = heap + -<uintptr_t> heap % CACHE_LINE
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t
 cdef extern from "kernels.h" nogil:
     enum:
         FN_ROWS
+        FN_MOST_PARAMS
         FN_PLAIN
         FN_RELU
         FN_LEAKY

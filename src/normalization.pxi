@@ -67,7 +67,7 @@ cdef struct NormJob:
     # both
     Py_ssize_t block, blocks
 
-cdef double row_defaults[FN_ROWS][2]
+cdef double row_defaults[FN_ROWS][FN_MOST_PARAMS]
 cdef bint row_saves_output[FN_ROWS]
 cdef dict fused_rows = {}
 

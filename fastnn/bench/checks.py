@@ -127,9 +127,9 @@ def special_values(row: Activation, direction: str, dtype: str, levels: Iterable
     """NaN, infinities, zeros, subnormals, the largest numbers and the kinks behave as the reference says."""
     saved = _special_inputs(dtype)
     problems: dict[str, list[str]] = {}
-    gradients = (
-        (1.0,) if direction == "forward" else ((1.0, np.nan, np.inf) if row.name in PIECEWISE_LINEAR else (1.0, np.nan))
-    )
+    gradients = [1.0]
+    if direction == "backward":
+        gradients += [np.nan, np.inf] if row.name in PIECEWISE_LINEAR else [np.nan]
     for gradient in gradients:
         dy = np.full_like(saved, gradient)
         want = call(reference, row, direction, saved, dy)

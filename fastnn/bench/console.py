@@ -8,21 +8,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from fastnn import _terminal
 
 HAVE_RICH = importlib.util.find_spec("rich") is not None
 _MARKUP = re.compile(r"\[/?[a-z ]+\]")
-
-
-def console(**options: Any) -> Any:
-    """A rich.console.Console that leaves a reader who leaves early to main; rich would exit with 1."""
-    from rich.console import Console
-
-    class Terminal(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Terminal(**options)
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], note: str = "") -> None:
@@ -37,8 +27,8 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
         for row in rows:
             table.add_row(*row)
         # As wide as it needs: rich would cut figures off in a narrow terminal, which wraps lines itself.
-        needed = console(width=1000).measure(table).maximum
-        console(width=max(needed, console().width)).print(table)
+        needed = _terminal.console(width=1000).measure(table).maximum
+        _terminal.console(width=max(needed, _terminal.console().width)).print(table)
         return
     plain = [columns, *[[_plain(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in plain) for i in range(len(columns))]
@@ -101,7 +91,7 @@ def progress(description: str, total: float) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.fields[doing]}"), console=console(stderr=True)) as bar:
+    with Bar(*columns, TextColumn("{task.fields[doing]}"), console=_terminal.console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, doing="")
 
         class Rich(Progress):

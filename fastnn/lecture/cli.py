@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastnn import runtime
+from fastnn import _terminal, runtime
 from fastnn._table import ACTIVATIONS
 from fastnn.lecture import experiments
 from fastnn.lecture.backend import BACKENDS
@@ -114,7 +114,6 @@ def _prepare(folder: Path) -> None:
 
 
 def _run(args: argparse.Namespace, data: Data) -> int:
-    from fastnn.bench.console import console as new_console
     from fastnn.lecture import report
 
     names = [name for name in experiments.NAMES if not args.only or name in args.only]
@@ -123,7 +122,7 @@ def _run(args: argparse.Namespace, data: Data) -> int:
         BACKENDS[tested[0]], data, args.seed, args.quick, activations=tuple(dict.fromkeys(args.activations))
     )
     facts = report.Facts(_command(args), f"{data.name}, {_counts(data)}", len(names), _machine())
-    console = new_console(highlight=False)
+    console = _terminal.console(highlight=False)
     groups: list[list[Result]] = []
     with _single_threaded_blas():
         try:

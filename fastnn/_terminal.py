@@ -1,0 +1,16 @@
+"""The terminal of the commands, where rich is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def console(**options: Any) -> Any:
+    """A rich.console.Console that leaves a reader who leaves early to main; rich would exit with 1."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Terminal(**options)
