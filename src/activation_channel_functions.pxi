@@ -4,7 +4,7 @@
 
 cdef enum:
     PRELU_BYTES = 8192      # of a block
-    SHORT_ROW = 127         # slopes
+    FEW_SLOPES = 127
     FEW_ELEMENTS = 1 << 20  # of x: fixed, for the same bits on every machine
 
 cdef struct Channels:
@@ -125,7 +125,7 @@ cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint ba
         i *= 2
     job.slopes.slopes, job.slopes.inner, job.slopes.count = slopes, inner, count
     # Four long rows lie in one page or two, and no prefetcher follows when they are read in turns: in caches alone it pays.
-    job.slopes.four_rows = count <= SHORT_ROW or plan.size <= FEW_ELEMENTS
+    job.slopes.four_rows = count <= FEW_SLOPES or plan.size <= FEW_ELEMENTS
     job.slopes.has_zero = False
     for i in range(count):
         job.slopes.has_zero |= (<float*> slopes)[i] == 0 if size == 4 else (<double*> slopes)[i] == 0

@@ -1,5 +1,5 @@
 /* Elementary functions in float32. Included by elementary.h, which says what they may be made of; src/fit.py makes the
-   coefficients but those of gelu, softplus and tanh.
+   coefficients but those of softplus and tanh.
 
    exp is handed out in parts, e^x = (hi + lo) * 2^k to softmax, 2^k (1 + p) to sigmoid, silu and the others, which work on
    the parts and round and scale once at the end. k is a float that holds an integer: adding 1.5 * 2^23 puts it into the low
@@ -217,40 +217,39 @@ FN float silu_f32(float x)
 }
 
 FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
-/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / (a + g) with a g that falls from 0.8 to 0: a
-   number and a times a fraction. Quotient and power are carried in two parts, 2^-24 and 2^24 times what they are, so that
-   a power may be subnormal. 1.5 ULP */
+/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / d, d = a + g with a g that falls from 0.8 to 0:
+   a number less 3/16 of a, and a times a fraction, which is small where the errors of all else are large. The quotient v =
+   0.39894 a / d and the exponential 1 + r + w are carried with what they lack, and the power 2^24 times what it is, because
+   it may be subnormal. 1.5 ULP */
 FN float gelu_f32(float x)
 {
-    const float density = 0x1.988454p-2f * 0x1p-24f, magic = F32_MAGIC + (127 + 24);
+    const float density = 0x1.988454p-2f, at_zero = 2 * density, magic = F32_MAGIC + (127 + 24);
     float a = min_f32(abs_f32(x), fn_gelu_end_f32), z_lo, z = two_prod_f32(a, a * -0.5f, &z_lo);
-    float above = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(-0x1.a5dc4ep-24f, a, -0x1.aa7cbp-8f), a, -0x1.ce70fep-5f), a, -0x1.abe9f6p-3f), a, -0x1.7419e2p-2f);
-    float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0b7a5cp-7f, a, 0x1.4b11d8p-4f), a, 0x1.75faeep-2f), a, 0x1.bffbdep-1f), a, 1.0f);
-    float fraction = above / below, g = FN_FMAF(a, fraction, 0x1.988454p-1f), g_lo = FN_FMAF(a, fraction, 0x1.988454p-1f - g);
-    float d = a + g, d_lo = ((max_f32(a, g) - d) + min_f32(a, g)) + g_lo;
-    float q = density / d, q_lo = too_much_f32(q, d, d_lo, density) * minus_rough_inverse_f32(d);
-    float t = FN_FMAF(z, 0x1.715476p+0f, magic), k = t - magic, power = a * power_f32(t);
-    float r = FN_FMAF(k, -0x1.62e43p-1f, z), r_lo = FN_FMAF(k, 0x1.05c61p-29f, z_lo);
-    float r2 = r * r, poly = exp_poly_sums_f32(r, r2), p = FN_FMAF(r2, poly, r), p_lo = FN_FMAF(r2, poly, r - p) + r_lo;
-    float tail;
-    q_lo = FN_FMAF(q, p_lo, q_lo);
-    tail = fast_two_sum_f32(q, FN_FMAF(q, p, FN_FMAF(q_lo, p, q_lo)), &q_lo);
-    return max_f32(x, fn_minus_zero_f32) - FN_FMAF(power, tail, power * q_lo);
+    float above = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.951bf6p-10f, a, 0x1.1c916ap-7f), a, 0x1.88a35p-7f), a, -0x1.72cde8p-5f), a, -0x1.6833c2p-3f);
+    float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0e16b6p-7f, a, 0x1.4d44fep-4f), a, 0x1.779c9ap-2f), a, 0x1.c115c4p-1f), a, 1.0f);
+    float fraction = above / below, d = FN_FMAF(a, fraction, FN_FMAF(a, 0.8125f, at_zero));
+    float q = density / d, v = q * a, v_lo = FN_FMAF(q, a, -v);
+    /* q d - 0.39894, from d as it is before it is rounded; 1 / d is q / 0.39894 */
+    float too_much = FN_FMAF(v, fraction, FN_FMAF(v, -0.1875f, FN_FMAF(q, at_zero, FN_FMAF(q, a, -density))));
+    float t = FN_FMAF(z, 0x1.715476p+0f, magic), k = t - magic, power = power_f32(t);
+    float r = FN_FMAF(k, -0x1.62e43p-1f, z), r_lo = FN_FMAF(k, 0x1.05c61p-29f, z_lo), r2 = r * r, w = r2 * exp_poly_sums_f32(r, r2);
+    float lacking = FN_FMAF(v, r_lo, FN_FMAF(too_much, v * (-1.0f / density), v_lo));
+    float rest = FN_FMAF(v, r, FN_FMAF(v, w, FN_FMAF(lacking, r + w, lacking)));
+    return FN_FMAF((v + rest) * power, -0x1p-24f, max_f32(x, fn_minus_zero_f32));
 }
 
 FN_BOUND(float, fn_gelu_tanh_low_f32, -11.0f);
 FN_BOUND(float, fn_gelu_tanh_high_f32, 8.0f);
-FN_BOUND(float, fn_gelu_tanh_linear_f32, 0x1.988454p+0f);
-/* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. 1.3 ULP */
+/* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. `linear` has so few digits that
+   linear - factor is exact. 1.3 ULP */
 FN float gelu_tanh_f32(float x)
 {
     float above = max_f32(x, fn_gelu_tanh_low_f32), inside = min_f32(above, fn_gelu_tanh_high_f32), lacking = inside - above;
-    const float linear = fn_gelu_tanh_linear_f32, cubic = 0x1.2444f2p-4f;
+    const float linear = 0x1.98845p+0f, cubic = 0x1.2444f2p-4f;
     float lo, d, q, square_lo, square = two_prod_f32(inside, inside, &square_lo);
-    float term_lo, term = two_prod_f32(square, cubic, &term_lo), factor = term + linear, factor_lo, z_lo, z;
-    factor_lo = (max_f32(term, linear) - factor) + min_f32(term, linear);
-    factor_lo += FN_FMAF(square_lo, cubic, FN_FMAF(square, 0x1.49b16ap-29f, term_lo - 0x1.857936p-25f));
-    z = two_prod_f32(inside, factor, &z_lo);
+    float factor = FN_FMAF(square, cubic, linear), factor_lo = FN_FMAF(square, cubic, linear - factor);
+    float z_lo, z = two_prod_f32(inside, factor, &z_lo);
+    factor_lo += FN_FMAF(square_lo, cubic, FN_FMAF(square, 0x1.49b16ap-29f, 0x1.9ea1b2p-23f));
     z_lo = FN_FMAF(inside, factor_lo, z_lo);
     d = logistic_divisor_f32(-z, -z_lo, &lo);
     q = inside / d;

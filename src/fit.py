@@ -6,7 +6,7 @@ the rounded polynomial is about as good as the ideal one. Printed for each: the 
 polynomial, in units of the format's half ulp of one, then the coefficients from the constant term up; of cubics that
 are evaluated as (r^2 + a)(b r + c) + d, a, b, c and d.
 
-Not made here are the coefficients of float32's gelu, softplus and tanh, which have polynomials of their own.
+Not made here are the coefficients of float32's softplus and tanh, which have polynomials of their own.
 
 Only mpmath is needed. Nothing here runs at build time: the printed constants are pasted into the headers.
 """
@@ -248,33 +248,70 @@ def in_sums(polynomial: list[mpf], cubics: tuple[int, ...], bits: int) -> list[m
     return result
 
 
-def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
-    """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in float64
-    for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its zero.
+Polynomial = list[mpf | None]  # None is a coefficient to be found
+
+
+def tail_grid() -> list[mpf]:
+    """Points from 0 to TAIL_END[SINGLE], dense at both ends."""
+    count, end = 240, TAIL_END[SINGLE]
+    spread = [end / (end + 2) * (1 - cos(pi * (i + mpf(1) / 2) / count)) / 2 for i in range(count)]
+    return [2 * t / (1 - t) for t in spread]
+
+
+def quotient_fit(
+    grid: list[mpf], targets: list[mpf], scales: list[mpf], above: Polynomial, below: Polynomial
+) -> tuple[list[mpf], list[mpf], mpf]:
+    """Both polynomials of the quotient whose largest |scale * (above / below - target)| is smallest, and that.
 
     Lawson's iteration again. Linear in the unknowns is the error times the denominator, so each step divides by the
     denominator of the step before.
     """
-    count, end = 240, TAIL_END[SINGLE]
-    spread = [end / (end + 2) * (1 - cos(pi * (i + mpf(1) / 2) / count)) / 2 for i in range(count)]
-    grid = [2 * t / (1 - t) for t in spread]
+    free_above, free_below = ([k for k, c in enumerate(p) if c is None] for p in (above, below))
+    known_above, known_below = ([c or mpf(0) for c in reversed(p)] for p in (above, below))
+    rows = [
+        [a**k for k in free_above] + [-target * a**k for k in free_below]
+        for a, target in zip(grid, targets, strict=True)
+    ]
+    right = [t * polyval(known_below, a) - polyval(known_above, a) for a, t in zip(grid, targets, strict=True)]
+    weights = [mpf(1)] * len(grid)
+    divisors = [(1 + a) ** (len(below) - 1) for a in grid]
+    for step in range(40):
+        squares = [(s / d) ** 2 * w for s, d, w in zip(scales, divisors, weights, strict=True)]
+        found = iter(least_squares(rows, right, squares) if rows[0] else [])
+        full_above, full_below = ([next(found) if c is None else c for c in p] for p in (above, below))
+        divisors = [polyval(full_below[::-1], a) for a in grid]
+        quotients = [polyval(full_above[::-1], a) / d for a, d in zip(grid, divisors, strict=True)]
+        errors = [fabs((q - t) * s) for q, t, s in zip(quotients, targets, scales, strict=True)]
+        if step > 2:  # by then the denominator has settled
+            weights = [w * e * len(grid) / fsum(errors) for w, e in zip(weights, errors, strict=True)]
+    return full_above, full_below, max(errors)
+
+
+def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in float64
+    for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its zero."""
+    grid = tail_grid()
     ratios = [normal_tail(a) * sqrt(2 * pi) for a in grid]
     largest = mpf(14)  # that of 1 / |m - a| 0.05 from its pole; the promise for the derivative is absolute nearer to it
     scales = [max(1 / m, min(1 / fabs(m - a), largest)) for a, m in zip(grid, ratios, strict=True)]
-    rows = [[a**k for k in range(4)] + [-m * a**k for k in range(5)] for a, m in zip(grid, ratios, strict=True)]
-    targets = [m * a**5 - a**4 for a, m in zip(grid, ratios, strict=True)]
-    weights = [mpf(1)] * count
-    divisors = [(1 + a) ** 5 for a in grid]
-    for step in range(40):
-        squares = [(s / d) ** 2 * w for s, d, w in zip(scales, divisors, weights, strict=True)]
-        found = least_squares(rows, targets, squares)
-        above, below = [*found[:4], mpf(1)], [*found[4:], mpf(1)]
-        divisors = [polyval(below[::-1], a) for a in grid]
-        quotients = [polyval(above[::-1], a) / d for a, d in zip(grid, divisors, strict=True)]
-        errors = [fabs((q - m) * s) for q, m, s in zip(quotients, ratios, scales, strict=True)]
-        if step > 2:  # by then the denominator has settled
-            weights = [w * e * count / fsum(errors) for w, e in zip(weights, errors, strict=True)]
-    return above, below, max(errors)
+    return quotient_fit(grid, ratios, scales, [None] * 4 + [mpf(1)], [None] * 5 + [mpf(1)])
+
+
+def gelu_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """Coefficients of the fraction in float32's d = density / normal_tail(a) = 2 density + 13/16 a + a fraction, and
+    the largest error of d, relative."""
+    density = rounded(1 / sqrt(2 * pi), SINGLE)
+    grid = tail_grid()
+    divisors = [density / normal_tail(a) for a in grid]
+    targets = [(d - 2 * density) / a - mpf(13) / 16 for a, d in zip(grid, divisors, strict=True)]
+    scales = [a / d for a, d in zip(grid, divisors, strict=True)]
+    above: Polynomial = [None] * 5
+    below: Polynomial = [mpf(1)] + [None] * 4
+    for k in range(5):
+        for polynomial, number in ((below, 1), (above, 0)):
+            if polynomial[k] is None:  # rounded one after the other, as in coefficients
+                polynomial[k] = rounded(quotient_fit(grid, targets, scales, above, below)[number][k], SINGLE)
+    return quotient_fit(grid, targets, scales, above, below)
 
 
 def quartic_in_sums(p: list[mpf]) -> list[mpf]:
@@ -311,6 +348,11 @@ def main(names: list[str]) -> None:
         print(f"mills_fraction, 24 bits: error {float(error * 2**SINGLE):.4f} units of 2^-24")
         for name, values in (("above", quartic_in_sums(p)), ("below", quintic_in_sums(q))):
             print(f"    {name}:", ", ".join(c_literal(rounded(value, DOUBLE), DOUBLE) for value in values))
+    if not names or "gelu_fraction" in names:
+        p, q, error = gelu_fraction()
+        print(f"gelu_fraction, 24 bits: error {float(error * 2**SINGLE):.4f} units of 2^-24")
+        for name, values in (("above", p), ("below", q)):
+            print(f"    {name}:", ", ".join(c_literal(value, SINGLE) for value in values))
     if not names or "exp_fraction" in names:
         p, q, error = exp_fraction()
         print(f"exp_fraction, 53 bits: error {float(error * 2**DOUBLE):.4f} units of 2^-53")
