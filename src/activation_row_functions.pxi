@@ -49,6 +49,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t steps[3]
     cdef char* scratch = blocks[3].bytes
     cdef char* heap = NULL
+    cdef char* line  # where its first cache line begins
     cdef Py_ssize_t labels[MOST_SIDE_BY_SIDE]
     cdef double losses[MOST_SIDE_BY_SIDE]
     cdef fn_loss loss
@@ -58,15 +59,14 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t pitch = padded(rows.length)
     cdef Py_ssize_t nbytes = (rows.width * pitch if rows.by_row else padded(rows.width * rows.length)) * plan.itemsize + before
     cdef Py_ssize_t tile, first, count, width
-    cdef Py_ssize_t room = 0  # for those that are staged: a row may be as long as the memory is large
+    cdef Py_ssize_t room  # for those that are staged: a row may be as long as the memory is large
     cdef Py_ssize_t offsets[3]
     cdef int i, other = plan.inputs - 1
     loss.labels, loss.losses, loss.share = labels, losses, rows.share
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
     if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
-        if needs_scratch(rows):
-            room = nbytes
+        room = nbytes * needs_scratch(rows)
         for i in range(3):
             offsets[i] = room
             if i == 2 or i <= other:
@@ -75,10 +75,10 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         if heap == NULL:
             rows.out_of_memory = True
             return
+        line = heap + -<uintptr_t> heap % CACHE_LINE
         for i in range(3):
-            tiles[i] = heap + -<uintptr_t> heap % CACHE_LINE + offsets[i] + before
-        if needs_scratch(rows):
-            scratch = heap + -<uintptr_t> heap % CACHE_LINE
+            tiles[i] = line + offsets[i] + before
+        scratch = line  # without room of its own it is not used
     for tile in range(part * rows.part, min(rows.count, (part + 1) * rows.part)):
         first = tile % rows.tiles * rows.width
         count = min(rows.width, rows.lanes - first)

@@ -220,7 +220,7 @@ FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
 /* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / d, d = a + g with a g that falls from 0.8 to 0:
    a number less 3/16 of a, and a times a fraction, which is small where the errors of all else are large. The quotient v =
    0.39894 a / d and the exponential 1 + r + w are carried with what they lack, and the power 2^24 times what it is, because
-   it may be subnormal. 1.5 ULP */
+   it may be subnormal. 1.4 ULP */
 FN float gelu_f32(float x)
 {
     const float density = 0x1.988454p-2f, at_zero = 2 * density, magic = F32_MAGIC + (127 + 24);

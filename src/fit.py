@@ -288,13 +288,15 @@ def quotient_fit(
 
 
 def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
-    """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in float64
-    for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its zero."""
+    """Coefficients of Mills' ratio Phi(-a) / phi(a) as a quotient of monic polynomials of degrees 4 and 5, in sums and
+    in float64 for a float32 result, and the largest error of normal_tail and gelu_slope_tail, relative but near its
+    zero."""
     grid = tail_grid()
     ratios = [normal_tail(a) * sqrt(2 * pi) for a in grid]
     largest = mpf(14)  # that of 1 / |m - a| 0.05 from its pole; the promise for the derivative is absolute nearer to it
     scales = [max(1 / m, min(1 / fabs(m - a), largest)) for a, m in zip(grid, ratios, strict=True)]
-    return quotient_fit(grid, ratios, scales, [None] * 4 + [mpf(1)], [None] * 5 + [mpf(1)])
+    above, below, error = quotient_fit(grid, ratios, scales, [None] * 4 + [mpf(1)], [None] * 5 + [mpf(1)])
+    return quartic_in_sums(above), quintic_in_sums(below), error
 
 
 def gelu_fraction() -> tuple[list[mpf], list[mpf], mpf]:
@@ -343,21 +345,17 @@ def main(names: list[str]) -> None:
                 print("   ", in_parts(value, bits) if fit.long_constant and power == 0 else c_literal(value, precision))
         for name, value in {"ln2": log(mpf(2)), "log2e": 1 / log(mpf(2)), "slope zero": SLOPE_ZERO}.items():
             print(f"{name}: {in_parts(value, bits)}")
-    if not names or "mills_fraction" in names:
-        p, q, error = mills_fraction()
-        print(f"mills_fraction, 24 bits: error {float(error * 2**SINGLE):.4f} units of 2^-24")
-        for name, values in (("above", quartic_in_sums(p)), ("below", quintic_in_sums(q))):
-            print(f"    {name}:", ", ".join(c_literal(rounded(value, DOUBLE), DOUBLE) for value in values))
-    if not names or "gelu_fraction" in names:
-        p, q, error = gelu_fraction()
-        print(f"gelu_fraction, 24 bits: error {float(error * 2**SINGLE):.4f} units of 2^-24")
-        for name, values in (("above", p), ("below", q)):
-            print(f"    {name}:", ", ".join(c_literal(value, SINGLE) for value in values))
-    if not names or "exp_fraction" in names:
-        p, q, error = exp_fraction()
-        print(f"exp_fraction, 53 bits: error {float(error * 2**DOUBLE):.4f} units of 2^-53")
-        for name, values in (("p", p), ("q", q)):
-            print(f"    {name}:", ", ".join(c_literal(value, DOUBLE) for value in values))
+    for name, accuracy, bits, fraction, parts in (
+        ("mills_fraction", SINGLE, DOUBLE, mills_fraction, ("above", "below")),
+        ("gelu_fraction", SINGLE, SINGLE, gelu_fraction, ("above", "below")),
+        ("exp_fraction", DOUBLE, DOUBLE, exp_fraction, ("p", "q")),
+    ):
+        if names and name not in names:
+            continue
+        *polynomials, error = fraction()
+        print(f"{name}, {accuracy} bits: error {float(error * 2**accuracy):.4f} units of 2^-{accuracy}")
+        for part, values in zip(parts, polynomials, strict=True):
+            print(f"    {part}:", ", ".join(c_literal(rounded(value, bits), bits) for value in values))
 
 
 if __name__ == "__main__":
