@@ -9,8 +9,8 @@ from elementary cimport (
     silu_slope_f64, softplus_f64, softplus_one_f64, softplus_slope_f64, times_parts_f64, abs_f64,
     exp_argument_wide, exp_wide, expm1_wide, gelu_slope_wide, gelu_tanh_slope_wide, gelu_tanh_wide, gelu_wide,
     log1p_wide, within_wide,
-    below_zero_f32, exp_times_f32, gelu_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
-    softplus_f32,
+    below_zero_f32, exp_times_f32, gelu_f32, gelu_slope_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
+    silu_slope_f32, softplus_f32,
     FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, expm1_domain,
     expm1_parts, fma, lower_of, one_plus, remainder, select, upper_of, with_sign, within_zero_six,
     tanh as elementary_tanh,
@@ -177,10 +177,12 @@ cdef inline real gelu(real x) noexcept nogil:
         return gelu_wide(x)
 
 cdef inline real gelu_backward(real dy, real x) noexcept nogil:
-    if real is float:
-        return dy * gelu_slope_wide(x)
-    else:
+    if real is double:
         return dy * gelu_slope_f64(x)
+    elif FN_HAS_FMA:
+        return dy * gelu_slope_f32(x)
+    else:
+        return dy * gelu_slope_wide(x)
 
 # x / 2 * (1 + tanh(u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)
 cdef inline real gelu_tanh(real x) noexcept nogil:
@@ -211,6 +213,8 @@ cdef inline real silu_backward(real dy, real x) noexcept nogil:
     cdef double b, e, d
     if real is double:
         return dy * silu_slope_f64(x)
+    elif FN_HAS_FMA:
+        return dy * silu_slope_f32(x)
     else:
         b = within_wide(x)
         e = exp_wide(-b)

@@ -201,10 +201,8 @@ FN float too_much_f32(float q, float d, float lo, float n) { return FN_FMAF(q, l
 FN float sigmoid_f32(float x)
 {
     float inside = min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32);
-    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = F32_LOGISTIC_SCALE / d;
-    /* where sigmoid is so subnormal that neighbours share a value, the quotient is monotone, with a correction it is not */
-    float inverse = select_f32(inside < -91.0f, 0.0f, minus_rough_inverse_f32(d));
-    return FN_FMAF(too_much_f32(q, d, lo, F32_LOGISTIC_SCALE), inverse, q);
+    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = 1.0f / d;
+    return FN_FMAF(-q, too_much_f32(q, d, lo, 1.0f), q) * F32_LOGISTIC_SCALE;
 }
 
 /* x / (1 + e^-x); above 32 it is x: what 32 lacks is subtracted, +0 elsewhere, which keeps a result of -0. */
@@ -216,26 +214,75 @@ FN float silu_f32(float x)
     return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
 }
 
+FN_BOUND(float, fn_silu_slope_end_f32, 110.0f); /* beyond, the derivative is 0 or 1 */
+/* The derivative of silu: at -a, a = |x|, it is (1 - s) (1 - a s), s = 1 / (1 + e^-a), and at a what that lacks to 1. s is
+   rounded, but as e^-a is 2^k (1 + p) with k <= 0, the products and differences from which `lacking`, 1 - s (1 + e^-a), is
+   made are exact. Its square counts where e^-a is about 2^-24. 1 - s, 2^k and `lacking` are scaled, because e^-a may be
+   subnormal. 2 ULP */
+FN float silu_slope_f32(float x)
+{
+    const float magic = F32_MAGIC + (127 + 32), scale = 0x1p32f, back = 0x1p-32f;
+    float a = min_f32(abs_f32(x), fn_silu_slope_end_f32);
+    float t = FN_FMAF(a, -0x1.715476p+0f, magic), k = t - magic, power = power_f32(t);
+    float r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, -a)), r2 = r * r;
+    float upper = FN_FMAF(r2 + 0x1.da5996p+4f, FN_FMAF(r, 0x1.70685p-10f, 0x1.12398p-7f), -0x1.4d93b8p-4f);
+    float p = FN_FMAF(r2, FN_FMAF(r, upper, 0x1.000002p-1f), r);
+    float s = 1.0f / FN_FMAF(FN_FMAF(power, p, power), back, 1.0f), rest = FN_FMAF(s, -scale, scale), share = s * power;
+    float lacking = FN_FMAF(-share, p, rest - share), rest_lo = -s * lacking;
+    float m = FN_FMAF(-a, s, 1.0f), m_lo = a * FN_FMAF(lacking, -2.0f * back, 1.0f - s);
+    float slope = FN_FMAF(rest, m, FN_FMAF(rest_lo, m, rest_lo * m_lo));
+    return select_f32(x > 0.0f, FN_FMAF(slope, -back, 1.0f), slope * back);
+}
+
+FN float quartic_f32(float x, float c0, float c1, float c2, float c3, float c4)
+{
+    return FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(c4, x, c3), x, c2), x, c1), x, c0);
+}
+
+/* (v + v_lo) e^(-a^2 / 2) = result * *power * 2^-32. The exponential is carried as 1 + r + w and what these lack; power is
+   scaled, because it may be subnormal. */
+FN float times_gauss_f32(float a, float v, float v_lo, float *power)
+{
+    const float magic = F32_MAGIC + (127 + 32);
+    float z_lo, z = two_prod_f32(a, a * -0.5f, &z_lo), t = FN_FMAF(z, 0x1.715476p+0f, magic), k = t - magic;
+    float r = FN_FMAF(k, -0x1.62e43p-1f, z), r_lo = FN_FMAF(k, 0x1.05c61p-29f, z_lo), r2 = r * r;
+    float w = r2 * exp_poly_sums_f32(r, r2), lacking = FN_FMAF(v, r_lo, v_lo);
+    *power = power_f32(t);
+    return v + FN_FMAF(v, r, FN_FMAF(v, w, FN_FMAF(lacking, r + w, lacking)));
+}
+
 FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
 /* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / d, d = a + g with a g that falls from 0.8 to 0:
    a number less 3/16 of a, and a times a fraction, which is small where the errors of all else are large. The quotient v =
-   0.39894 a / d and the exponential 1 + r + w are carried with what they lack, and the power 2^24 times what it is, because
-   it may be subnormal. 1.4 ULP */
+   0.39894 a / d is carried with what it lacks. 1.4 ULP */
 FN float gelu_f32(float x)
 {
-    const float density = 0x1.988454p-2f, at_zero = 2 * density, magic = F32_MAGIC + (127 + 24);
-    float a = min_f32(abs_f32(x), fn_gelu_end_f32), z_lo, z = two_prod_f32(a, a * -0.5f, &z_lo);
-    float above = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.951bf6p-10f, a, 0x1.1c916ap-7f), a, 0x1.88a35p-7f), a, -0x1.72cde8p-5f), a, -0x1.6833c2p-3f);
-    float below = FN_FMAF(FN_FMAF(FN_FMAF(FN_FMAF(0x1.0e16b6p-7f, a, 0x1.4d44fep-4f), a, 0x1.779c9ap-2f), a, 0x1.c115c4p-1f), a, 1.0f);
+    const float density = 0x1.988454p-2f, at_zero = 2 * density;
+    float a = min_f32(abs_f32(x), fn_gelu_end_f32), power, tail;
+    float above = quartic_f32(a, -0x1.6833c2p-3f, -0x1.72cde8p-5f, 0x1.88a35p-7f, 0x1.1c916ap-7f, 0x1.951bf6p-10f);
+    float below = quartic_f32(a, 1.0f, 0x1.c115c4p-1f, 0x1.779c9ap-2f, 0x1.4d44fep-4f, 0x1.0e16b6p-7f);
     float fraction = above / below, d = FN_FMAF(a, fraction, FN_FMAF(a, 0.8125f, at_zero));
     float q = density / d, v = q * a, v_lo = FN_FMAF(q, a, -v);
     /* q d - 0.39894, from d as it is before it is rounded; 1 / d is q / 0.39894 */
     float too_much = FN_FMAF(v, fraction, FN_FMAF(v, -0.1875f, FN_FMAF(q, at_zero, FN_FMAF(q, a, -density))));
-    float t = FN_FMAF(z, 0x1.715476p+0f, magic), k = t - magic, power = power_f32(t);
-    float r = FN_FMAF(k, -0x1.62e43p-1f, z), r_lo = FN_FMAF(k, 0x1.05c61p-29f, z_lo), r2 = r * r, w = r2 * exp_poly_sums_f32(r, r2);
-    float lacking = FN_FMAF(v, r_lo, FN_FMAF(too_much, v * (-1.0f / density), v_lo));
-    float rest = FN_FMAF(v, r, FN_FMAF(v, w, FN_FMAF(lacking, r + w, lacking)));
-    return FN_FMAF((v + rest) * power, -0x1p-24f, max_f32(x, fn_minus_zero_f32));
+    tail = times_gauss_f32(a, v, FN_FMAF(too_much, v * (-1.0f / density), v_lo), &power);
+    return FN_FMAF(tail * power, -0x1p-32f, max_f32(x, fn_minus_zero_f32));
+}
+
+FN_BOUND(float, fn_gelu_slope_end_f32, 14.6f); /* beyond, the derivative is 0 or 1 */
+/* The derivative of gelu: at -a, a = |x|, it is (zero - a) y e^(-a^2 / 2), where y falls from 0.67 to 0.4 and is 29/64 and a
+   fraction; at a it is what that lacks to 1. 1.9 ULP */
+FN float gelu_slope_f32(float x)
+{
+    const float zero = 0x1.80ead2p-1f, zero_lo = -0x1.a03fd4p-27f, scale = 0x1p-32f, middle = 0.453125f * scale;
+    float a = min_f32(abs_f32(x), fn_gelu_slope_end_f32), power, tail;
+    float above = quartic_f32(a, 0x1.7bd1dcp-2f * scale, 0x1.ad638ep-3f * scale, 0x1.0a0bbp-5f * scale, -0x1.d4b8fap-8f * scale,
+                              -0x1.44d9a6p-9f * scale);
+    float below = quartic_f32(a, 0x1.cp+0f, 0x1.394f82p+1f, 0x1.634706p+0f, 0x1.8a5bfap-2f, 0x1.76bb4ep-5f);
+    float fraction = above / below, y = fraction + middle, y_lo = fraction - (y - middle);
+    float f = zero - a, v = f * y, v_lo = FN_FMAF(f, y_lo, FN_FMAF(zero_lo, y, FN_FMAF(f, y, -v)));
+    tail = times_gauss_f32(a, v, v_lo, &power);
+    return select_f32(x > 0.0f, FN_FMAF(tail, -power, 1.0f), tail * power);
 }
 
 FN_BOUND(float, fn_gelu_tanh_low_f32, -11.0f);
@@ -310,14 +357,15 @@ FN_BOUND(float, fn_tanh_high_f32, 10.0f);
 FN float tanh_f32(float x)
 {
     /* |x| = h + m ln(2)/2, s = 2^-m: tanh = (A + B T) / (B + A T), A = 1 - s, B = 1 + s, T = tanh(h). Written as
-       A^2 + (A s^2 + (B - A^3) T) / (B + A T) the quotient is small beside A^2, and so are its errors; at m = 0 it is T. */
+       A^2 + (A - A^2 B + (B - A^3) T) / (B + A T) the quotient is small beside A^2, and so are its errors; at m = 0 it is T.
+       A is made from B, because their ratio counts where 1 + s rounds. */
     float a = min_f32(abs_f32(x), fn_tanh_high_f32);
     float t = FN_FMAF(a, -0x1.715476p+1f, F32_MAGIC + 127), k = t - (F32_MAGIC + 127), s = from_bits_f32(bits_f32(t) << 23);
     float h = FN_FMAF(k, 0x1.62e43p-2f, a), h2 = h * h;
     /* T = h + w; what the rounding of ln(2)/2 takes from h is a twentieth of an ULP at most */
     float w = h2 * h * FN_FMAF(FN_FMAF(-0x1.be571ep-5f, h2, 0x1.111daep-3f), h2, -0x1.555552p-2f);
-    float A = 1.0f - s, B = 1.0f + s, square = A * A, slope = FN_FMAF(-A, square, B);
-    float n = FN_FMAF(slope, h, FN_FMAF(slope, w, (A * s) * s));
+    float B = 1.0f + s, A = FN_FMAF(-2.0f, s, B), square = A * A, slope = FN_FMAF(-A, square, B), level = FN_FMAF(-B, square, A);
+    float n = FN_FMAF(slope, h, FN_FMAF(slope, w, level));
     return with_sign_f32(square + n / FN_FMAF(A, h + w, B), x);
 }
 

@@ -169,6 +169,8 @@ def single_fits() -> dict[str, Fit]:
         "log1p_wide": log1p_wide,
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4),
+        # the same for silu's derivative, with the weight that leaves it its smallest largest error
+        "exp in silu_slope": Fit(exp_rest, lambda r: r**2 * exp(r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
         "exp in sums": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
         # exp(-r / 2) / sqrt(2 pi), error relative to it; in float64 for a float32 result
         "density_wide": Fit(density, lambda r: 1 / density(r), -2 * HALF_LN2, 2 * HALF_LN2, 6, wide=True),
@@ -299,6 +301,19 @@ def mills_fraction() -> tuple[list[mpf], list[mpf], mpf]:
     return quartic_in_sums(above), quintic_in_sums(below), error
 
 
+def rounded_quartics(
+    grid: list[mpf], targets: list[mpf], scales: list[mpf], constant: mpf
+) -> tuple[list[mpf], list[mpf], mpf]:
+    """As quotient_fit, of two quartics in float32, the denominator with that constant term."""
+    above: Polynomial = [None] * 5
+    below: Polynomial = [constant] + [None] * 4
+    for k in range(5):
+        for polynomial, number in ((below, 1), (above, 0)):
+            if polynomial[k] is None:  # rounded one after the other, as in coefficients
+                polynomial[k] = rounded(quotient_fit(grid, targets, scales, above, below)[number][k], SINGLE)
+    return quotient_fit(grid, targets, scales, above, below)
+
+
 def gelu_fraction() -> tuple[list[mpf], list[mpf], mpf]:
     """Coefficients of the fraction in float32's d = density / normal_tail(a) = 2 density + 13/16 a + a fraction, and
     the largest error of d, relative."""
@@ -306,14 +321,15 @@ def gelu_fraction() -> tuple[list[mpf], list[mpf], mpf]:
     grid = tail_grid()
     divisors = [density / normal_tail(a) for a in grid]
     targets = [(d - 2 * density) / a - mpf(13) / 16 for a, d in zip(grid, divisors, strict=True)]
-    scales = [a / d for a, d in zip(grid, divisors, strict=True)]
-    above: Polynomial = [None] * 5
-    below: Polynomial = [mpf(1)] + [None] * 4
-    for k in range(5):
-        for polynomial, number in ((below, 1), (above, 0)):
-            if polynomial[k] is None:  # rounded one after the other, as in coefficients
-                polynomial[k] = rounded(quotient_fit(grid, targets, scales, above, below)[number][k], SINGLE)
-    return quotient_fit(grid, targets, scales, above, below)
+    return rounded_quartics(grid, targets, [a / d for a, d in zip(grid, divisors, strict=True)], mpf(1))
+
+
+def gelu_slope_fraction() -> tuple[list[mpf], list[mpf], mpf]:
+    """Coefficients of the fraction in float32's y = gelu_slope_tail(a) / (zero - a) = 29/64 + fraction, and the largest
+    error of y, relative. At 0 the denominator is well above a power of two: its rounding errors are small there."""
+    grid = tail_grid()
+    ratios = [gelu_slope_tail(a) / (SLOPE_ZERO - a) for a in grid]
+    return rounded_quartics(grid, [y - mpf(29) / 64 for y in ratios], [1 / y for y in ratios], mpf(7) / 4)
 
 
 def quartic_in_sums(p: list[mpf]) -> list[mpf]:
@@ -348,6 +364,7 @@ def main(names: list[str]) -> None:
     for name, accuracy, bits, fraction, parts in (
         ("mills_fraction", SINGLE, DOUBLE, mills_fraction, ("above", "below")),
         ("gelu_fraction", SINGLE, SINGLE, gelu_fraction, ("above", "below")),
+        ("gelu_slope_fraction", SINGLE, SINGLE, gelu_slope_fraction, ("above", "below")),
         ("exp_fraction", DOUBLE, DOUBLE, exp_fraction, ("p", "q")),
     ):
         if names and name not in names:
