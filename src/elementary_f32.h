@@ -137,16 +137,20 @@ FN float exp_poly_sums_f32(float r, float r2)
     return FN_FMAF(r, upper, 0x1.fffffcp-2f);
 }
 
-/* e^(x + lo) = 2^k (1 + p) for |x| <= 300: p is returned, |p| < 0.42, and *t has k + shift in its low bits, shift an
-   integer. The error of p is up to 0.7 * 2^-24. power_f32(t) is 2^(k + shift - 127). */
-FN float exp_fraction2_f32(float x, float lo, float shift, float *t)
+/* x + lo = k ln 2 + r for |x| <= 300: r is returned, rounded, and *t has k + shift in its low bits, shift an integer.
+   power_f32(t) is 2^(k + shift - 127). */
+FN float exp_argument_f32(float x, float lo, float shift, float *t)
 {
     const float magic = F32_MAGIC + shift;
-    float k, r, r2;
+    float k;
     *t = FN_FMAF(x, 0x1.715476p+0f, magic);
     k = *t - magic;
-    r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, x) + lo);
-    r2 = r * r;
+    return FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, x) + lo);
+}
+/* e^(x + lo) = 2^k (1 + p), k and *t as above: p is returned, |p| < 0.42. The error of p is up to 0.7 * 2^-24. */
+FN float exp_fraction2_f32(float x, float lo, float shift, float *t)
+{
+    float r = exp_argument_f32(x, lo, shift, t), r2 = r * r;
     return FN_FMAF(r2, exp_poly_sums_f32(r, r2), r);
 }
 FN float exp_fraction_f32(float x, float shift, float *t) { return exp_fraction2_f32(x, -0.0f, shift, t); }
@@ -218,13 +222,12 @@ FN_BOUND(float, fn_silu_slope_end_f32, 110.0f); /* beyond, the derivative is 0 o
 /* The derivative of silu: at -a, a = |x|, it is (1 - s) (1 - a s), s = 1 / (1 + e^-a), and at a what that lacks to 1. s is
    rounded, but as e^-a is 2^k (1 + p) with k <= 0, the products and differences from which `lacking`, 1 - s (1 + e^-a), is
    made are exact. Its square counts where e^-a is about 2^-24. 1 - s, 2^k and `lacking` are scaled, because e^-a may be
-   subnormal. 2 ULP */
+   subnormal. With the coefficients of exp_poly_sums the largest error would be 2.02 ULP, with these it is 1.98. */
 FN float silu_slope_f32(float x)
 {
-    const float magic = F32_MAGIC + (127 + 32), scale = 0x1p32f, back = 0x1p-32f;
+    const float scale = 0x1p32f, back = 0x1p-32f;
     float a = min_f32(abs_f32(x), fn_silu_slope_end_f32);
-    float t = FN_FMAF(a, -0x1.715476p+0f, magic), k = t - magic, power = power_f32(t);
-    float r = FN_FMAF(k, -0x1.7f7d1cp-20f, FN_FMAF(k, -0x1.62e4p-1f, -a)), r2 = r * r;
+    float t, r = exp_argument_f32(-a, -0.0f, 127 + 32, &t), r2 = r * r, power = power_f32(t);
     float upper = FN_FMAF(r2 + 0x1.da5996p+4f, FN_FMAF(r, 0x1.70685p-10f, 0x1.12398p-7f), -0x1.4d93b8p-4f);
     float p = FN_FMAF(r2, FN_FMAF(r, upper, 0x1.000002p-1f), r);
     float s = 1.0f / FN_FMAF(FN_FMAF(power, p, power), back, 1.0f), rest = FN_FMAF(s, -scale, scale), share = s * power;

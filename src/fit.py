@@ -169,9 +169,9 @@ def single_fits() -> dict[str, Fit]:
         "log1p_wide": log1p_wide,
         # exp(r) = 1 + r + r**2 * polynomial, error relative to exp(r)
         "exp": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4),
-        # the same for silu's derivative, with the weight that leaves it its smallest largest error
-        "exp in silu_slope": Fit(exp_rest, lambda r: r**2 * exp(r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
         "exp in sums": Fit(exp_rest, lambda r: r**2 * exp(-r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
+        # the same for silu's derivative, with a weight that leaves it a smaller largest error
+        "exp in silu_slope": Fit(exp_rest, lambda r: r**2 * exp(r), -HALF_LN2, HALF_LN2, 4, cubics=(1,)),
         # exp(-r / 2) / sqrt(2 pi), error relative to it; in float64 for a float32 result
         "density_wide": Fit(density, lambda r: 1 / density(r), -2 * HALF_LN2, 2 * HALF_LN2, 6, wide=True),
     }
