@@ -16,7 +16,7 @@ cdef enum:
 cdef struct Tile:
     Py_ssize_t first, n          # channels
     Py_ssize_t columns, width    # of one row, and of `repeat` rows
-    Py_ssize_t pitch             # of the arrays of k and linear, whose first 16 values follow once more
+    Py_ssize_t pitch             # of the arrays of k and linear, in whole cache lines; their first 16 values follow once more
     bint doubtful                # whether some strip is
     bint strips[MOST_STRIPS]     # which
     char* k                      # COEFFICIENTS arrays
@@ -79,7 +79,7 @@ cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept 
     tile.n = min(job.tile, job.groups - tile.first)
     tile.columns = tile.n * job.inner
     tile.width = tile.columns * job.repeat
-    tile.pitch = tile.width + 16
+    tile.pitch = (tile.width + 31) & -16
     tile.doubtful = False
     if job.applying or job.dy != NULL:
         spread_arrays(job, tile, tile.k, job.table, COEFFICIENTS)
@@ -210,7 +210,7 @@ cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
                       Py_ssize_t width) noexcept nogil:
     """Results of whole rows of a multiple of 16 columns, each from its first cache line on to the same column of the next
     row, so the coefficients' arrays repeat their first 16 values: stores that straddle two lines cost twice, and those past
-    the caches must not."""
+    the caches must not. Five coefficients are loaded for each value, so they lie on lines of their own from that column on."""
     cdef Py_ssize_t column = before_line(job.result + first * job.itemsize, width, job.itemsize)
     cdef Py_ssize_t lines = rows - 1 if column else rows, at = (first + column) * job.itemsize
     cdef const char* k = tile.k + column * job.itemsize
@@ -259,8 +259,7 @@ cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_
     """Results of `rows` rows of `width` columns from element `first` on."""
     cdef Py_ssize_t column = 0, end
     cdef Py_ssize_t most = FN_COLUMNS if job.streamed or not writes_directly(job) else WIDE  # a block holds no more
-    if (writes_directly(job) and width == stride and width % 16 == 0 and not tile.doubtful
-            and rows * width * job.itemsize >= LINES_BYTES):
+    if by_lines(job) and width == stride and not tile.doubtful and rows * width * job.itemsize >= LINES_BYTES:
         write_lines(job, tile, first, rows, width)
         return
     while column < width:
@@ -303,7 +302,7 @@ cdef void column_part(void* context, int part) noexcept nogil:
     cdef fn_block few[2]  # a tile of 2048 columns takes 150 KB, more than the stack of some threads
     cdef Py_ssize_t units = job.tiles * job.blocks
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
-    cdef Py_ssize_t nbytes = (COEFFICIENTS + 3) * (job.tile * job.inner * job.repeat + 16) * job.itemsize
+    cdef Py_ssize_t nbytes = CACHE_LINE + (COEFFICIENTS + 3) * (job.tile * job.inner * job.repeat + 31) * job.itemsize
     cdef char* heap = NULL
     tile.k = few[0].bytes
     if nbytes > <Py_ssize_t> sizeof(few):
@@ -312,6 +311,8 @@ cdef void column_part(void* context, int part) noexcept nogil:
             job.out_of_memory = True
             return
         tile.k = heap + -<uintptr_t> heap % CACHE_LINE
+    if job.applying and by_lines(job):
+        tile.k += <uintptr_t> job.result % CACHE_LINE  # see write_lines
     tile.shift = <double*> tile.k
     while begin < end:
         # Results are written from the end backwards: what the sums have read last is still in the cache.
@@ -385,6 +386,13 @@ cdef void column_gradients(NormJob* job) noexcept nogil:
 cdef inline bint writes_directly(const NormJob* job) noexcept nogil:
     """Whether results are written as they are computed; past the caches, whole rows of whole lines."""
     return in_loops(job) and not job.staged and (not job.streamed or job.groups * job.inner * job.repeat % 16 == 0)
+
+
+cdef inline bint by_lines(const NormJob* job) noexcept nogil:
+    """Whether `write_lines` writes the results."""
+    cdef Py_ssize_t pitch = job.groups * job.inner
+    return (writes_directly(job) and job.tiles == 1 and pitch * job.repeat % 16 == 0
+            and min(job.block, job.outer) * pitch * job.itemsize >= LINES_BYTES)
 
 
 cdef Py_ssize_t together(Py_ssize_t columns, Py_ssize_t outer, Py_ssize_t most, Py_ssize_t least) noexcept nogil:
