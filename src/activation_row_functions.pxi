@@ -258,10 +258,10 @@ cdef Py_ssize_t rows_side_by_side(const Rows* rows) noexcept nogil:
     cdef const Plan* plan = &rows.plan
     cdef Py_ssize_t staged = STAGED_PANEL_BYTES if are_beside(plan) else TURNED_PANEL_BYTES
     cdef Py_ssize_t nbytes = PANEL_BYTES if all_direct(plan) else staged
-    cdef int threads = current_threads()
+    cdef int parts = parts_worth(plan.nanoseconds)
     cdef Py_ssize_t most = min(rows.lanes, min(<Py_ssize_t> FN_SIDE_BYTES, nbytes // rows.length) // plan.itemsize)
-    if threads > 1:
-        most = min(most, plan.size // (rows.length * SHARES * threads))
+    if parts > 1:
+        most = min(most, plan.size // (rows.length * parts))
     return max(most & -FN_LANES, <Py_ssize_t> FN_LANES)
 
 

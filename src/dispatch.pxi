@@ -7,6 +7,7 @@ import os
 cdef extern from "cpu.h" nogil:
     bint fn_cpu_runs(const char* level)
     Py_ssize_t fn_last_level_cache()
+    bint fn_whole_vectors()
     const char* FN_COMPILER
     const char* FN_BUILD_FLAGS
     const char* FN_BUILD_LEVELS
@@ -92,12 +93,18 @@ cdef inline int current_threads() noexcept nogil:
     return fn_thread_threads if fn_thread_threads else fn_process_threads
 
 
-cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
-    """How many parts a job of this estimated length is worth, at most `most`."""
+cdef inline int parts_worth(double nanoseconds) noexcept nogil:
+    """How many parts a job of this estimated length is worth."""
     cdef int threads = current_threads()
-    if threads == 1 or most < 2 or nanoseconds < 2 * GRAIN or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(threads)):
+    return 1 if threads == 1 else <int> max(1.0, min(<double> SHARES * threads, nanoseconds / GRAIN))
+
+
+cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
+    """The same now, for a job that can be cut into `most` parts."""
+    cdef Py_ssize_t parts = min(most, <Py_ssize_t> parts_worth(nanoseconds))
+    if parts < 2 or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(current_threads())):
         return 1
-    return <int> min(<double> SHARES * threads, <double> most, nanoseconds / GRAIN)
+    return <int> parts
 
 
 cdef inline void fn_parallel(fn_task task, void* context, int parts) noexcept nogil:

@@ -17,6 +17,7 @@ cdef enum:
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
 cdef double NORM_COST = 2.5  # of an element, in either direction, in units of a row's cost
+cdef double SET_COST = 80.0  # of a set, besides its elements
 
 cdef struct NormJob:
     const fn_level* level

@@ -14,6 +14,7 @@ cdef enum:
     ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
+    SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
@@ -295,6 +296,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.runs = runs
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
+    job.nanoseconds += work(SET_COST, sets, 4)
     job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
     if channels:
         job.slices = groups * runs * job.shape.n // SLICE_VALUES
@@ -302,7 +304,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
         job.slices = groups * job.shape.n // SPREAD_VALUES
     job.slices = max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups), job.slices))
     job.block = max(max(least, (samples + SET_BLOCKS - 1) // SET_BLOCKS),
-                    SLICE_VALUES * job.slices // (groups * runs * job.shape.n))
+                    (SHORT_VALUES if is_short(job) else SLICE_VALUES) * job.slices // (groups * runs * job.shape.n))
     job.blocks = (samples + job.block - 1) // job.block
 
 
