@@ -58,7 +58,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "y",
         "(exp(x) - exp(-x)) / (exp(x) + exp(-x))",
         "1 - y**2",
-        costs=(6, 2),
+        costs=(5, 2),
         source="LeCun et al., Efficient BackProp, 1998",
     ),
     Activation(
@@ -137,7 +137,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x * Phi(x), Phi the normal distribution function",
         "Phi(x) + x * phi(x)",
-        costs=(15, 14),
+        costs=(15, 12),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
     ),
     Activation(
@@ -155,7 +155,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x / (1 + exp(-x))",
         "s * (1 + x * (1 - s)), s = sigmoid(x)",
-        costs=(6, 12),
+        costs=(6, 10),
         source="Elfwing et al., Sigmoid-weighted linear units for neural network function approximation, 2017",
     ),
     Activation(
@@ -163,7 +163,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "x * tanh(log1p(exp(x)))",
         "t + x * (1 - t**2) * sigmoid(x), t = tanh(log1p(exp(x)))",
-        costs=(10, 15),
+        costs=(11, 15),
         source="Misra, Mish: a self regularized non-monotonic activation function, 2019",
     ),
     Activation(
@@ -179,7 +179,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x",
         "-log1p(exp(-x))",
         "1 / (1 + exp(x))",
-        costs=(10, 5),
+        costs=(11, 5),
         source="the logarithm of the logistic function",
     ),
     Activation(

@@ -213,7 +213,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not rows.by_row:
             operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    plan.streamed = (rows.by_row and is_product(kind, direction) and all_direct(plan) and follow_each_other(rows)
+    plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
                      and bypasses_caches(plan))
     rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
@@ -225,7 +225,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
 
 
 cdef inline bint is_product(int kind, int direction) noexcept nogil:
-    """Whether no exponential is taken. Rows with one compute too long to be streamed: ordinary stores overlap better."""
+    """Whether no exponential is taken."""
     return kind == FN_SOFTMAX and direction == FN_BACKWARD
 
 

@@ -50,6 +50,17 @@ static ptrdiff_t fn_last_level_cache(void)
     return 32 << 20;
 }
 
+/* Whether an AMD processor executes 512 bits at once: Zen 5, family 26, and later. Virtual machines hide what says so itself. */
+static int fn_whole_vectors(void)
+{
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && __get_cpuid(1, &a, &b, &c, &d))
+        return (a >> 8 & 15) == 15 && (a >> 20 & 255) + 15 >= 26;
+#endif
+    return 0;
+}
+
 static int fn_cpu_runs(const char *level)
 {
 #if defined(__x86_64__)

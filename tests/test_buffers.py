@@ -319,10 +319,11 @@ def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [64, 203, 1024, 20000])
-def test_streamed_results_of_softmax(length, dtype, streamed, threads):
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_streamed_gradients_of_rows(name, length, dtype, streamed, threads):
     x = np.resize(sample(dtype, 500), (20003 // length + 1, length))
-    saved = fn.softmax(x)
-    assert_streamed_alike(streamed, lambda out: fn.softmax_backward(x[::-1].copy(), saved, out=out), x)
+    saved, backward = getattr(fn, name)(x), getattr(fn, f"{name}_backward")
+    assert_streamed_alike(streamed, lambda out: backward(x[::-1].copy(), saved, out=out), x)
 
 
 @pytest.mark.skipif(not SYSTEM_CACHES, reason="the system does not describe its caches")
