@@ -2,12 +2,13 @@
 
     python -m fastnn bench --json bench.json
     python benchmarks/document.py performance bench.json
+    python benchmarks/document.py elsewhere bench.json
     python benchmarks/document.py accuracy [TABLE ...]
 
 The first fills docs/performance.md, benchmarks/README.md and README.md between their markers and draws docs/images; the
-second runs ``python -m fastnn verify`` for docs/accuracy.md and README.md and measures the peers' errors on the same
-inputs. The TABLEs are what ``verify --full --markdown`` printed, for one function or many: their lines replace those of
-the sampled inputs.
+second takes the means of a run on another machine into docs/performance.md; the third runs ``python -m fastnn verify``
+for docs/accuracy.md and README.md and measures the peers' errors on the same inputs. The TABLEs are what
+``verify --full --markdown`` printed, for one function or many: their lines replace those of the sampled inputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import io
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -348,12 +350,21 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
 
 
+def described(about: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"{about['machine']['cpu']}, {about['machine']['system']}; {versions}; {about['created']}."
+
+
+def elsewhere(paths: list[Path]) -> None:
+    rows, about = report.load_json(paths)
+    fill(ROOT / "docs" / "performance.md", "elsewhere", f"{described(about)}\n\n{means(rows)}")
+
+
 def performance(paths: list[Path]) -> None:
     rows, about = report.load_json(paths)
     page, readme = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md"
     fill(ROOT / "README.md", "speed", in_short(rows))
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    machine = f"{about['machine']['cpu']}, {about['machine']['system']}; {versions}; {about['created']}."
+    machine = described(about)
     fill(page, "machine", machine)
     fill(page, "means", means(rows))
     fill(page, "float32", elementwise(rows, "float32", 1))
@@ -454,12 +465,14 @@ def key(line: str) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    speed = commands.add_parser("performance")
-    speed.add_argument("json", type=Path, nargs="+")
+    for name in ("performance", "elsewhere"):
+        commands.add_parser(name).add_argument("json", type=Path, nargs="+")
     commands.add_parser("accuracy").add_argument("tables", type=Path, nargs="*")
     args = parser.parse_args()
     if args.command == "performance":
         performance(args.json)
+    elif args.command == "elsewhere":
+        elsewhere(args.json)
     else:
         accuracy(args.tables)
 

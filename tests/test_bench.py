@@ -322,7 +322,11 @@ def test_the_documentation_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.
     about = {"machine": {"cpu": "a processor", "system": "a system"}, "versions": {"fastnn": "0"}, "created": "today"}
     report.save_json(tmp_path / "a.json", rows, about)
     document.performance([tmp_path / "a.json"])
+    about["machine"]["cpu"] = "another one"
+    report.save_json(tmp_path / "a.json", rows, about)
+    document.elsewhere([tmp_path / "a.json"])
     text = (tmp_path / "docs" / "performance.md").read_text()
     assert "a processor" in text
+    assert "another one, a system; fastnn 0; today.\n\n|" in text
     assert "| tanh forward | 1000 | float32 | 1 | out | 1 µs | torch 900 ns | **0.90** |" in text
     assert (tmp_path / "docs" / "images" / "summary.png").stat().st_size > 1000
