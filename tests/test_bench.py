@@ -87,6 +87,19 @@ def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not installed here" in runner.missing["scipy"]
 
 
+def test_a_slow_peer_is_left_out_only_where_a_call_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger array, of a peer far slower than fastnn: first when it needs an hour, then a millisecond."""
+    times = {"fastnn": 1e-6, "numpy": 1.0}
+    monkeypatch.setattr("fastnn.bench.runner.interleave", lambda samplers, *_: {name: times[name] for name in samplers})
+    monkeypatch.setattr(Runner, "_copy", lambda *_: None)
+    small, large = (Case(BY_NAME["tanh"], "forward", (n,), "float32") for n in (16384, 20000))
+    for seconds, expected in ((3600.0, {"fastnn"}), (1e-3, {"fastnn", "numpy"})):
+        times["numpy"] = seconds
+        with Runner(["numpy"], reference) as runner:
+            assert set(runner.measure(small, 1, 0.001, 2).times) == {"fastnn", "numpy"}
+            assert set(runner.measure(large, 1, 0.001, 2).times) == expected
+
+
 def test_interleave_takes_the_minimum_and_spares_the_slow() -> None:
     calls = {"fast": 0, "slow": 0}
 

@@ -21,7 +21,8 @@ from fastnn.bench.peers import PEERS, Peer
 
 Sampler = Callable[[int], float]
 COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of the memory
-SMALL, HUGE = 16 << 10, 1 << 20  # a peer that is 8 times slower above the first is not awaited above the second
+SMALL = 16 << 10  # elements from which on a peer's time tells how long it takes for more
+LONG = 0.05  # seconds for one call of a peer 8 times slower than fastnn that nobody awaits
 PAUSE = 0.01  # seconds for which an OpenMP library's threads may spin after a call, on cores that others need
 MARK = "†"
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
@@ -163,7 +164,7 @@ class Runner:
         self._data = DataCache()
         self._most = fastnn.runtime.num_threads()
         self.versions: dict[str, str] = {"fastnn": getattr(self._module, "__version__", "")}
-        self._hopeless: dict[tuple[str, str, str, int], set[str]] = {}
+        self._hopeless: dict[tuple[str, str, str, int], dict[str, float]] = {}  # seconds an element
         self.missing: dict[str, str] = {}
         self.peers: list[Peer] = []
         for name in peers:
@@ -209,9 +210,9 @@ class Runner:
         samplers: dict[str, Sampler] = {}
         calls: list[Call] = []  # keeps what the timing loops use alive
         race = (case.op.name, case.direction, case.dtype, threads)
-        hopeless = self._hopeless.get(race, set())
+        hopeless = self._hopeless.get(race, {})
         for name, prepare in self._contestants(case, data):
-            if case.elements > HUGE and name in hopeless:
+            if case.elements * hopeless.get(name, 0.0) > LONG:
                 continue
             try:
                 call = prepare()
@@ -237,8 +238,9 @@ class Runner:
             samplers[COPY] = sampler(copy)
         row.times = interleave(samplers, budget, rounds if threads == 1 else rounds // 3, reset, threads > 1)
         if "fastnn" in row.times and case.elements >= SMALL:
-            slow = {name for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
-            self._hopeless[race] = slow | (hopeless - set(row.peers))
+            slow = {name: seconds for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
+            left_out = {name: pace for name, pace in hopeless.items() if name not in row.peers}
+            self._hopeless[race] = left_out | {name: seconds / case.elements for name, seconds in slow.items()}
         return row
 
     def _contestants(self, case: Case, data: Arrays) -> list[tuple[str, Callable[[], Call | None]]]:
