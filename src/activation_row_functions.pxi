@@ -213,6 +213,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not rows.by_row:
             operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
+    # forward gains nothing past the caches: between its exponentials ordinary stores overlap as well
     plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
                      and bypasses_caches(plan))
     rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
@@ -222,11 +223,6 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         FN_DOUBLE if plan.itemsize == 8 else FN_SINGLE]
     rows.out_of_memory = False
     return True
-
-
-cdef inline bint is_product(int kind, int direction) noexcept nogil:
-    """Whether no exponential is taken."""
-    return kind == FN_SOFTMAX and direction == FN_BACKWARD
 
 
 cdef bint follow_each_other(const Rows* rows) noexcept nogil:
@@ -291,7 +287,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
     if along < 0:
         along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
     y = result_like(x, out)
-    begin_plan(&rows.plan, y, PRODUCT_COST if is_product(kind, direction) else ROW_COST)
+    begin_plan(&rows.plan, y, PRODUCT_COST if kind == FN_SOFTMAX and direction == FN_BACKWARD else ROW_COST)
     x = add_input(&rows.plan, x, y)
     if direction == FN_BACKWARD:
         saved = add_input(&rows.plan, <ndarray> b, y)

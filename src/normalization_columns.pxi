@@ -259,7 +259,7 @@ cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_
     """Results of `rows` rows of `width` columns from element `first` on."""
     cdef Py_ssize_t column = 0, end
     cdef Py_ssize_t most = FN_COLUMNS if job.streamed or not writes_directly(job) else WIDE  # a block holds no more
-    if by_lines(job) and width == stride and not tile.doubtful and rows * width * job.itemsize >= LINES_BYTES:
+    if by_lines(job) and width == stride and rows and not tile.doubtful:
         write_lines(job, tile, first, rows, width)
         return
     while column < width:

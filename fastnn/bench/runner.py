@@ -238,9 +238,9 @@ class Runner:
             samplers[COPY] = sampler(copy)
         row.times = interleave(samplers, budget, rounds if threads == 1 else rounds // 3, reset, threads > 1)
         if "fastnn" in row.times and case.elements >= SMALL:
-            slow = {name: seconds for name, seconds in row.peers.items() if seconds > 8 * row.times["fastnn"]}
-            left_out = {name: pace for name, pace in hopeless.items() if name not in row.peers}
-            self._hopeless[race] = left_out | {name: seconds / case.elements for name, seconds in slow.items()}
+            limit = 8 * row.times["fastnn"]
+            slow = {name: seconds / case.elements for name, seconds in row.peers.items() if seconds > limit}
+            self._hopeless[race] = {name: pace for name, pace in hopeless.items() if name not in row.peers} | slow
         return row
 
     def _contestants(self, case: Case, data: Arrays) -> list[tuple[str, Callable[[], Call | None]]]:
