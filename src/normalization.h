@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "elementary.h"
+#include "transport.h"
 #include "vectors.h"
 
 /* Without the instruction through double, where the product is exact, unlike FN_FMAF: the bounds hold there too. */
@@ -59,6 +60,49 @@ static inline void fn_move_f32(const float *lanes, double *eight)
     fn_fold_f32(part, eight);
     FN_EIGHT(eight) = sum + FN_EIGHT(eight);
 }
+
+/* n floats, a multiple of 8, as doubles */
+static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i += FN_STEP)
+        FN_DOUBLES(y, i) = FN_WIDENED(x + i);
+}
+
+/* Add x - shift, of float data x, and its square, of 8 rows `apart` elements from each other, to the sums of n columns, and fetch
+ * what follows in the rows. */
+#define FN_ADD_EIGHT_ROWS(bits, real, term, term_of_one) \
+    static inline void fn_add_eight_rows_##bits(const real *restrict x, ptrdiff_t apart, ptrdiff_t n, \
+                                                const double *restrict shift, double *restrict sums, double *restrict squares) \
+    { \
+        enum { LINE = 64 / sizeof(real) }; \
+        ptrdiff_t i = 0; \
+        (void)shift; \
+        for (; i + FN_STEP <= n; i += FN_STEP) { \
+            fn_doubles d[8], square = FN_DOUBLES(squares, i); \
+            for (int row = 0; row < 8; row++) \
+                d[row] = term(x + row * apart, i); \
+            for (int row = 7; row >= 0; row--) \
+                square = FN_FMA_DOUBLES(d[row], d[row], square); \
+            FN_DOUBLES(sums, i) += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])); \
+            FN_DOUBLES(squares, i) = square; \
+            for (int row = 0; row < 8 && i % LINE == 0; row++) \
+                fn_prefetch_near(x + row * apart + i + 128); \
+        } \
+        for (; i < n; i++) { \
+            double d[8]; \
+            for (int row = 0; row < 8; row++) \
+                d[row] = term_of_one(x + row * apart, i); \
+            for (int row = 7; row >= 0; row--) \
+                squares[i] = FN_FMA(d[row], d[row], squares[i]); \
+            sums[i] += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])); \
+        } \
+    }
+#define FN_TERM_32(x, i) FN_WIDENED((x) + (i))
+#define FN_TERM_64(x, i) (FN_DOUBLES(x, i) - FN_DOUBLES(shift, i))
+#define FN_TERM_OF_ONE_32(x, i) (x)[i]
+#define FN_TERM_OF_ONE_64(x, i) ((x)[i] - shift[i])
+FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32)
+FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
 /* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
  * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
@@ -144,21 +188,21 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
  * vectors, because gcc would keep the sums in memory. Without `centred` the mean is what is in `shift`. */
 static inline void fn_short_moments(const double *x, ptrdiff_t n, const double *shift, int centred, double *mean, double *var)
 {
-    fn_double8 middle[2], sum[2] = {{0}, {0}}, square[2] = {{0}, {0}};
+    fn_doubles middle[FN_WIDE_PARTS], sum[FN_WIDE_PARTS] = {{0}}, square[FN_WIDE_PARTS] = {{0}};
     for (ptrdiff_t j = 0; centred && j < n; j++)
-        for (int h = 0; h < 2; h++)
-            sum[h] += FN_EIGHT(x + 16 * j + 8 * h) - FN_EIGHT(shift + 8 * h);
-    for (int h = 0; h < 2; h++)
-        middle[h] = FN_EIGHT(shift + 8 * h) + sum[h] / (double)n;
+        for (int h = 0; h < FN_WIDE_PARTS; h++)
+            sum[h] += FN_DOUBLES(x, 16 * j + FN_STEP * h) - FN_DOUBLES(shift, FN_STEP * h);
+    for (int h = 0; h < FN_WIDE_PARTS; h++)
+        middle[h] = FN_DOUBLES(shift, FN_STEP * h) + sum[h] / (double)n;
     for (ptrdiff_t j = 0; j < n; j++) {
-        for (int h = 0; h < 2; h++) {
-            fn_double8 d = FN_EIGHT(x + 16 * j + 8 * h) - middle[h];
+        for (int h = 0; h < FN_WIDE_PARTS; h++) {
+            fn_doubles d = FN_DOUBLES(x, 16 * j + FN_STEP * h) - middle[h];
             square[h] += d * d;
         }
     }
-    for (int h = 0; h < 2; h++) {
-        FN_EIGHT(mean + 8 * h) = middle[h];
-        FN_EIGHT(var + 8 * h) = square[h] / (double)n;
+    for (int h = 0; h < FN_WIDE_PARTS; h++) {
+        FN_DOUBLES(mean, FN_STEP * h) = middle[h];
+        FN_DOUBLES(var, FN_STEP * h) = square[h] / (double)n;
     }
 }
 
@@ -167,10 +211,10 @@ static inline void fn_short_apply(double *x, ptrdiff_t n, const double *gamma, c
                                   const double *invstd)
 {
     for (ptrdiff_t j = 0; j < n; j++) {
-        for (int h = 0; h < 2; h++) {
-            const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 hat = (FN_EIGHT(x + at) - FN_EIGHT(mean + 8 * h)) * FN_EIGHT(invstd + 8 * h);
-            FN_EIGHT(x + at) = hat * FN_EIGHT(gamma + at) + FN_EIGHT(beta + at);
+        for (int h = 0; h < FN_WIDE_PARTS; h++) {
+            const ptrdiff_t at = 16 * j + FN_STEP * h;
+            fn_doubles hat = (FN_DOUBLES(x, at) - FN_DOUBLES(mean, FN_STEP * h)) * FN_DOUBLES(invstd, FN_STEP * h);
+            FN_DOUBLES(x, at) = hat * FN_DOUBLES(gamma, at) + FN_DOUBLES(beta, at);
         }
     }
 }
@@ -180,29 +224,29 @@ static inline void fn_short_apply(double *x, ptrdiff_t n, const double *gamma, c
 static inline void fn_short_back(double *dy, double *x, ptrdiff_t n, const double *gamma, int centred, const double *mean,
                                  const double *invstd, double *dgamma, double *dbeta)
 {
-    fn_double8 sum[2] = {{0}, {0}}, product[2] = {{0}, {0}};
+    fn_doubles sum[FN_WIDE_PARTS] = {{0}}, product[FN_WIDE_PARTS] = {{0}};
     for (ptrdiff_t j = 0; j < n; j++) {
-        for (int h = 0; h < 2; h++) {
-            const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 slope = FN_EIGHT(dy + at), g = slope * FN_EIGHT(gamma + at);
-            fn_double8 hat = (FN_EIGHT(x + at) - FN_EIGHT(mean + 8 * h)) * FN_EIGHT(invstd + 8 * h);
+        for (int h = 0; h < FN_WIDE_PARTS; h++) {
+            const ptrdiff_t at = 16 * j + FN_STEP * h;
+            fn_doubles slope = FN_DOUBLES(dy, at), g = slope * FN_DOUBLES(gamma, at);
+            fn_doubles hat = (FN_DOUBLES(x, at) - FN_DOUBLES(mean, FN_STEP * h)) * FN_DOUBLES(invstd, FN_STEP * h);
             sum[h] += g;
             product[h] += g * hat;
-            FN_EIGHT(dy + at) = g;
-            FN_EIGHT(x + at) = hat;
-            FN_EIGHT(dgamma + at) += slope * hat;
-            FN_EIGHT(dbeta + at) += slope;
+            FN_DOUBLES(dy, at) = g;
+            FN_DOUBLES(x, at) = hat;
+            FN_DOUBLES(dgamma, at) += slope * hat;
+            FN_DOUBLES(dbeta, at) += slope;
         }
     }
-    for (int h = 0; h < 2; h++) {
-        sum[h] = centred ? sum[h] / (double)n : (fn_double8){0};
+    for (int h = 0; h < FN_WIDE_PARTS; h++) {
+        sum[h] = centred ? sum[h] / (double)n : (fn_doubles){0};
         product[h] /= (double)n;
     }
     for (ptrdiff_t j = 0; j < n; j++) {
-        for (int h = 0; h < 2; h++) {
-            const ptrdiff_t at = 16 * j + 8 * h;
-            fn_double8 rest = (FN_EIGHT(dy + at) - sum[h]) - product[h] * FN_EIGHT(x + at);
-            FN_EIGHT(dy + at) = rest * FN_EIGHT(invstd + 8 * h);
+        for (int h = 0; h < FN_WIDE_PARTS; h++) {
+            const ptrdiff_t at = 16 * j + FN_STEP * h;
+            fn_doubles rest = (FN_DOUBLES(dy, at) - sum[h]) - product[h] * FN_DOUBLES(x, at);
+            FN_DOUBLES(dy, at) = rest * FN_DOUBLES(invstd, FN_STEP * h);
         }
     }
 }

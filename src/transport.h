@@ -230,6 +230,7 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
 }
 
 #define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
+#define fn_prefetch_near(address) __builtin_prefetch((address), 0, 3)
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
  * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together

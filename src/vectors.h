@@ -19,7 +19,8 @@ enum { FN_VECTOR_BYTES = 32 };
 #else
 enum { FN_VECTOR_BYTES = 16 };
 #endif
-enum { FN_PARTS = 64 / FN_VECTOR_BYTES }; /* of 16 floats */
+enum { FN_PARTS = 64 / FN_VECTOR_BYTES, FN_WIDE_PARTS = 2 * FN_PARTS }; /* vectors of 16 floats, and of as many doubles */
+enum { FN_STEP = FN_VECTOR_BYTES / 8 };                                 /* doubles of a vector */
 typedef int32_t fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef int64_t fn_longs __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));
@@ -32,15 +33,32 @@ typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), align
 #define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i)))
 #define FN_DOUBLES(x, i) (*(fn_any_doubles *)((x) + (i)))
 
-/* As FN_FMAF: of a * b + c gcc makes no multiply-add. */
+/* As FN_FMAF and FN_FMA: of a * b + c gcc makes no multiply-add. */
 #if defined(__AVX512F__)
 #define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define FN_FMA_DOUBLES(a, b, c) ((fn_doubles)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #elif defined(__FMA__)
 #define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FN_FMA_DOUBLES(a, b, c) ((fn_doubles)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #elif defined(__aarch64__)
 #define FN_FMA_FLOATS(a, b, c) ((fn_floats)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define FN_FMA_DOUBLES(a, b, c) ((fn_doubles)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
 #else
 #define FN_FMA_FLOATS(a, b, c) ((a) * (b) + (c))
+#define FN_FMA_DOUBLES(a, b, c) ((a) * (b) + (c))
+#endif
+
+/* As many floats at x as there are doubles in a vector, as doubles. Of a conversion in a loop gcc makes a load of a whole vector
+ * that it takes apart, of __builtin_convertvector conversions of halves: batch norm's statistics take up to twice as long so. */
+#if defined(__AVX512F__)
+#define FN_WIDENED(x) ((fn_doubles)_mm512_cvtps_pd(_mm256_loadu_ps(x)))
+#elif defined(__AVX__)
+#define FN_WIDENED(x) ((fn_doubles)_mm256_cvtps_pd(_mm_loadu_ps(x)))
+#elif defined(__SSE2__)
+#define FN_WIDENED(x) ((fn_doubles)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(x)))))
+#else
+typedef float fn_half_floats __attribute__((vector_size(FN_VECTOR_BYTES / 2), aligned(4), may_alias));
+#define FN_WIDENED(x) __builtin_convertvector(*(const fn_half_floats *)(x), fn_doubles)
 #endif
 
 /* A part of 16 lanes, with zeros in those before lane `first` */
