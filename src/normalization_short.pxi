@@ -2,7 +2,8 @@
 # transposed back. One by one, what is done once for a set would take many times as long as what is done for its elements.
 
 cdef enum:
-    TILE = 512  # FN_LANES * RUN, what a block holds
+    TILE = 512              # FN_LANES * RUN, what a block holds
+    SHARING_VALUES = 32768  # at most, of samples whose sets of the same gammas are taken after one another
 
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
@@ -53,24 +54,32 @@ cdef void take_vector(const NormJob* job, const char* vector, double missing, Py
 
 
 cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Sets with the same gammas, those of some samples, are taken after one another."""
     cdef double x[TILE]
     cdef double gamma[TILE]
     cdef double beta[TILE]
     cdef double mean[FN_LANES]
     cdef double invstd[FN_LANES]
-    cdef Py_ssize_t first = begin, step = sets_side_by_side(job), count
-    while first < end:
-        count = min(step, end - first)
-        if first == begin or step % job.groups:
+    cdef Py_ssize_t step = sets_side_by_side(job), apart = max(step, job.groups), first, last, stop, at, count
+    while begin < end:
+        first = begin
+        last = min(end, begin + apart)
+        stop = min(end, begin + max(<Py_ssize_t> 1, SHARING_VALUES // (apart * job.shape.n)) * apart)
+        while first < last:
             take_vector(job, job.weights, 1.0, first, gamma)
             take_vector(job, job.offsets, 0.0, first, beta)
-        take_sets(job, job.x + first * job.shape.n * job.itemsize, count, x)
-        job.level.norm_short_sets(x, job.shape.n, gamma, beta, job.eps, job.centred, mean, invstd)
-        if job.centred:
-            memcpy(job.mean + first, mean, count * sizeof(double))
-        memcpy(job.invstd + first, invstd, count * sizeof(double))
-        put_sets(job, x, first, count)
-        first += count
+            at = first
+            while at < stop:
+                count = min(min(step, last - first), stop - at)
+                take_sets(job, job.x + at * job.shape.n * job.itemsize, count, x)
+                job.level.norm_short_sets(x, job.shape.n, gamma, beta, job.eps, job.centred, mean, invstd)
+                if job.centred:
+                    memcpy(job.mean + at, mean, count * sizeof(double))
+                memcpy(job.invstd + at, invstd, count * sizeof(double))
+                put_sets(job, x, at, count)
+                at += apart
+            first += step
+        begin = stop
 
 
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,
