@@ -94,9 +94,12 @@ cdef inline int current_threads() noexcept nogil:
 
 
 cdef inline int parts_worth(double nanoseconds) noexcept nogil:
-    """How many parts a job of this estimated length is worth."""
-    cdef int threads = current_threads()
-    return 1 if threads == 1 else <int> max(1.0, min(<double> SHARES * threads, nanoseconds / GRAIN))
+    """How many parts a job of this estimated length is worth; as many for every thread, as the last one is waited for."""
+    cdef int threads = current_threads(), parts
+    if threads == 1:
+        return 1
+    parts = <int> max(1.0, min(<double> SHARES * threads, nanoseconds / GRAIN))
+    return parts if parts < threads else parts - parts % threads
 
 
 cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
