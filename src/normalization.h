@@ -86,7 +86,7 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
             FN_DOUBLES(sums, i) += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])); \
             FN_DOUBLES(squares, i) = square; \
             for (int row = 0; row < 8 && i % LINE == 0; row++) \
-                fn_prefetch_near(x + row * apart + i + 128); \
+                fn_prefetch(x + row * apart + i + 128); \
         } \
         for (; i < n; i++) { \
             double d[8]; \

@@ -229,8 +229,9 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
         memcpy((char *)dst + i, (const char *)src + i, (size_t)(bytes - i));
 }
 
-#define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
-#define fn_prefetch_near(address) __builtin_prefetch((address), 0, 3)
+/* What is read next, and what is read after much else, for which the nearest cache would be too small. */
+#define fn_prefetch(address) __builtin_prefetch((address), 0, 3)
+#define fn_prefetch_far(address) __builtin_prefetch((address), 0, 2)
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
  * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
@@ -240,9 +241,9 @@ enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536 };
 static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
-        fn_prefetch((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
+        fn_prefetch_far((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
         if (b)
-            fn_prefetch((const char *)b + i + FN_AHEAD_BOTH);
+            fn_prefetch_far((const char *)b + i + FN_AHEAD_BOTH);
         if (streamed)
             fn_stream_line((char *)y + i, (const char *)turn + i);
         else
