@@ -38,13 +38,16 @@ def joined(arrays: list[Array]) -> tuple[Array, list[Array]]:
 
 
 def fastnn_step(fn: ModuleType, data: dict[str, Any]) -> Step:
-    """With fastnn: batch norm and relu fused, every array of the step reused, the weights parts of one array."""
+    """With fastnn: batch norm and relu fused, every array of the step reused, the parameters parts of one array."""
     x, labels = data["x"], data["labels"]
-    bias = np.zeros(data["weights"][-1].shape[1], x.dtype)
-    parameters, (*weights, bias) = joined([*data["weights"], bias])
-    all_gradients, (*gradients, bias_gradient) = joined([*data["weights"], bias])
-    hidden = weights[:-1]
-    gammas, betas = ([make(w.shape[1], w.dtype) for w in hidden] for make in (np.ones, np.zeros))
+    first = data["weights"]
+    n, hidden = len(first), len(first) - 1
+    vectors = [make(w.shape[1], w.dtype) for make in (np.ones, np.zeros) for w in first[:-1]]
+    bias = np.zeros(first[-1].shape[1], x.dtype)
+    parameters, parts = joined([*first, *vectors, bias])
+    weights, gammas, betas, bias = parts[:n], parts[n : n + hidden], parts[n + hidden : -1], parts[-1]
+    all_gradients, parts = joined([*first, *vectors, bias])
+    gradients, dgammas, dbetas, dbias = parts[:n], parts[n : n + hidden], parts[n + hidden : -1], parts[-1]
     linear = [np.empty((BATCH, w.shape[1]), w.dtype) for w in weights]
     normal = [np.empty_like(z) for z in linear[:-1]]
     slopes = [np.empty_like(z) for z in linear]
@@ -52,25 +55,23 @@ def fastnn_step(fn: ModuleType, data: dict[str, Any]) -> Step:
 
     def step() -> tuple[float, Array]:
         stats = []
-        for i in range(len(hidden)):
+        for i in range(hidden):
             np.matmul(inputs[i], weights[i], out=linear[i])
             _, mean, invstd = fn.batch_norm(linear[i], gammas[i], betas[i], activation="relu", out=normal[i])
             stats.append((mean, invstd))
         logits = np.matmul(inputs[-1], weights[-1], out=linear[-1])
         logits += bias
         loss, slope = fn.cross_entropy(logits, labels, out=slopes[-1])
-        slope.sum(axis=0, out=bias_gradient)
-        for i in range(len(weights) - 1, -1, -1):
+        slope.sum(axis=0, out=dbias)
+        for i in range(hidden, -1, -1):
             np.matmul(inputs[i].T, slope, out=gradients[i])
             if i == 0:
                 break
             j = i - 1
             slope = np.matmul(slope, weights[i].T, out=slopes[j])
-            slope, dgamma, dbeta = fn.batch_norm_backward(
+            slope, dgammas[j][:], dbetas[j][:] = fn.batch_norm_backward(
                 slope, linear[j], *stats[j], gammas[j], activation="relu", beta=betas[j], out=slope
             )
-            gammas[j] -= RATE * dgamma
-            betas[j] -= RATE * dbeta
         np.multiply(all_gradients, RATE, out=all_gradients)
         np.subtract(parameters, all_gradients, out=parameters)
         return loss, weights[0]
