@@ -1,6 +1,6 @@
-/* What the loops of the normalizations need and Cython cannot say: a multiply-add for their results, and the folding of
- * lanes in explicit vectors: loops of 8 are unrolled before gcc can vectorize them. The vectors are those of gcc and clang
- * for any machine; where it has none so wide, several take their place. */
+/* What the loops of the normalizations need and Cython cannot say: a multiply-add for their results, and explicit vectors where
+ * gcc makes less of a loop: sums that it would keep in memory, conversions, and loops of 8, which it unrolls before it can
+ * vectorize them. The vectors are those of gcc and clang for any machine; where it has none so wide, several take their place. */
 #ifndef FN_NORMALIZATION_H
 #define FN_NORMALIZATION_H
 
