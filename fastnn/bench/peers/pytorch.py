@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,16 @@ ALPHA, SCALE = 1.6732632423543772, 1.0507009873554805
 def _numpy(value: Any) -> tuple[Any, ...]:
     values = value if isinstance(value, tuple | list) else (value,)
     return tuple(v.numpy() if hasattr(v, "numpy") else v for v in values)
+
+
+def _duration(call: Call) -> float:
+    """The shortest of three calls."""
+    durations = []
+    for _ in range(3):
+        start = perf_counter()
+        call.function(*call.args, **call.kwargs)
+        durations.append(perf_counter() - start)
+    return min(durations)
 
 
 class Torch(Peer):
@@ -70,6 +81,16 @@ class Torch(Peer):
             "stats": self._stats,
         }
         return special[case.op.kind](case, data, out, forward)
+
+    def _operator(
+        self, packet: Any, args: tuple[Any, ...], into: dict[str, Any], collect: Callable[[Any], Any] = _numpy
+    ) -> Call:
+        """With out=. An operator without a kernel for that computes a new result and copies it; as a rule it takes less
+        time without, but not where the pages of a new result take longer than a copy: the faster of the two, then."""
+        written = Call(packet.out, args, into, collect)
+        if self._torch._C._dispatch_has_kernel_for_dispatch_key(f"{packet._qualified_op_name}.out", "CPU"):
+            return written
+        return min(written, Call(packet.default, args, collect=collect, fresh=True), key=_duration)
 
     def _map(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call | None:
         torch, aten, name = self._torch, self._aten, case.op.name
@@ -131,7 +152,7 @@ class Torch(Peer):
             return Call(packet.grad_input, args, kwargs | {"grad_input": out})
         if name == "hardswish":
             return (
-                Call(aten.hardswish_backward.out, (dy, s), {"out": out})
+                self._operator(aten.hardswish_backward, (dy, s), {"out": out})
                 if into
                 else Call(aten.hardswish_backward.default, (dy, s))
             )
@@ -237,16 +258,17 @@ class Torch(Peer):
             return Call(aten.native_batch_norm.out, args, into, lambda value: back(value[:1]))
         dy = self._images(case, data["dy"])
         mean, invstd = (self._tensor(np.asarray(s, case.dtype)) for s in data["stats"])
-        into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
         tail = (gamma, None, None, mean, invstd, True, 1e-5, [True, True, True])
+        into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
+        plain = self._operator(aten.native_batch_norm_backward, (dy, x, *tail), into, back)
         if relu:
             y = aten.native_batch_norm.default(x, gamma, beta, None, None, True, 0.1, 1e-5)[0].relu_()
 
             def run(dy: Any, x: Any, y: Any) -> Any:
-                return aten.native_batch_norm_backward.out(aten.threshold_backward.default(dy, y, 0), x, *tail, **into)
+                return plain.function(aten.threshold_backward.default(dy, y, 0), x, *tail, **plain.kwargs)
 
-            return Call(run, (dy, x, y), collect=back)
-        return Call(aten.native_batch_norm_backward.out, (dy, x, *tail), into, back)
+            return Call(run, (dy, x, y), collect=back, fresh=plain.fresh)
+        return plain
 
     def _inference(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         torch, aten = self._torch, self._aten
@@ -267,11 +289,11 @@ class Torch(Peer):
         if forward:
             rows = (*case.shape[:-1], 1)
             into = {"out0": out, "out1": torch.empty(rows, dtype=x.dtype), "out2": torch.empty(rows, dtype=x.dtype)}
-            return Call(aten.native_layer_norm.out, (x, size, gamma, beta, 1e-5), into, lambda value: value[:1])
+            return self._operator(aten.native_layer_norm, (x, size, gamma, beta, 1e-5), into, lambda value: value[:1])
         stats = (self._tensor(np.asarray(s, case.dtype)[..., None]) for s in data["stats"])
         into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
         args = (self._tensor(data["dy"]), x, size, *stats, gamma, beta, [True, True, True])
-        return Call(aten.native_layer_norm_backward.out, args, into)
+        return self._operator(aten.native_layer_norm_backward, args, into)
 
     def _rms(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call | None:
         x, gamma = self._tensor(data["x"]), self._tensor(data["gamma"])
@@ -302,11 +324,11 @@ class Torch(Peer):
             into = {"out0": out}
             into |= {name: torch.empty((n, groups), dtype=x.dtype) for name in ("out1", "out2")}
             args = (x, gamma, beta, n, c, size, groups, 1e-5)
-            return Call(aten.native_group_norm.out, args, into, lambda value: value[:1])
+            return self._operator(aten.native_group_norm, args, into, lambda value: value[:1])
         stats = (self._tensor(np.asarray(s, case.dtype)) for s in data["stats"])
         into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
         args = (self._tensor(data["dy"]), x, *stats, gamma, n, c, size, groups, [True, True, True])
-        return Call(aten.native_group_norm_backward.out, args, into)
+        return self._operator(aten.native_group_norm_backward, args, into)
 
     def _stats(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         x = self._tensor(data["x"])
