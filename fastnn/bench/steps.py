@@ -42,12 +42,15 @@ def fastnn_step(fn: ModuleType, data: dict[str, Any]) -> Step:
     x, labels = data["x"], data["labels"]
     first = data["weights"]
     n, hidden = len(first), len(first) - 1
-    vectors = [make(w.shape[1], w.dtype) for make in (np.ones, np.zeros) for w in first[:-1]]
-    bias = np.zeros(first[-1].shape[1], x.dtype)
-    parameters, parts = joined([*first, *vectors, bias])
-    weights, gammas, betas, bias = parts[:n], parts[n : n + hidden], parts[n + hidden : -1], parts[-1]
-    all_gradients, parts = joined([*first, *vectors, bias])
-    gradients, dgammas, dbetas, dbias = parts[:n], parts[n : n + hidden], parts[n + hidden : -1], parts[-1]
+    scales = [np.ones(w.shape[1], w.dtype) for w in first[:-1]]
+    offsets = [np.zeros(w.shape[1], w.dtype) for w in first]  # betas, and the bias of the last layer
+
+    def laid_out() -> tuple[Array, list[Array], list[Array], list[Array]]:
+        whole, parts = joined([*first, *scales, *offsets])
+        return whole, parts[:n], parts[n : n + hidden], parts[n + hidden :]
+
+    parameters, weights, gammas, (*betas, bias) = laid_out()
+    all_gradients, gradients, dgammas, (*dbetas, dbias) = laid_out()
     linear = [np.empty((BATCH, w.shape[1]), w.dtype) for w in weights]
     normal = [np.empty_like(z) for z in linear[:-1]]
     slopes = [np.empty_like(z) for z in linear]

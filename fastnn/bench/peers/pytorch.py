@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,7 @@ def _numpy(value: Any) -> tuple[Any, ...]:
 
 def _duration(call: Call) -> float:
     """The shortest of three calls."""
-    durations = []
-    for _ in range(3):
-        start = perf_counter()
-        call.function(*call.args, **call.kwargs)
-        durations.append(perf_counter() - start)
-    return min(durations)
+    return min(repeat(lambda: call.function(*call.args, **call.kwargs), number=1, repeat=3))
 
 
 class Torch(Peer):
@@ -83,7 +78,7 @@ class Torch(Peer):
         return special[case.op.kind](case, data, out, forward)
 
     def _operator(
-        self, packet: Any, args: tuple[Any, ...], into: dict[str, Any], collect: Callable[[Any], Any] = _numpy
+        self, packet: Any, args: tuple[Any, ...], into: dict[str, Any], collect: Callable[[Any], Any] = tuple
     ) -> Call:
         """With out=. An operator without a kernel for that computes a new result and copies it; as a rule it takes less
         time without, but not where the pages of a new result take longer than a copy: the faster of the two, then."""
