@@ -60,9 +60,6 @@ typedef struct {
     void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
     int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k, ptrdiff_t width,
                      double count, int centred, ptrdiff_t n, fn_out linear, fn_out gradients, fn_out doubtful);
-    int64_t (*group_forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
-                           ptrdiff_t width, double count, int centred, ptrdiff_t sets, ptrdiff_t channels, fn_out linear,
-                           fn_out gradients, fn_out doubtful);
     /* sets */
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
@@ -71,6 +68,9 @@ typedef struct {
     void (*back_sums)(fn_in dy, fn_in x, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope, fn_out totals);
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
+    int64_t (*back_sets)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
+                         const double *invstd, const double *gamma, int streamed, double *dgamma, double *dbeta,
+                         int64_t *doubtful);
     /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
     void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,

@@ -59,9 +59,6 @@ cdef extern from "kernels.h" nogil:
         int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
                          Py_ssize_t width, double count, bint centred, Py_ssize_t n, fn_out linear, fn_out gradients,
                          fn_out doubtful) noexcept nogil
-        int64_t (*group_forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k,
-                               Py_ssize_t width, double count, bint centred, Py_ssize_t sets, Py_ssize_t channels,
-                               fn_out linear, fn_out gradients, fn_out doubtful) noexcept nogil
         void (*sums)(fn_in x, const fn_sets* shape, fn_in shift, fn_out sums, fn_out squares) noexcept nogil
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil
@@ -71,6 +68,9 @@ cdef extern from "kernels.h" nogil:
                           fn_out totals) noexcept nogil
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
                            int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
+        int64_t (*back_sets)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
+                             const double* mean, const double* invstd, const double* gamma, bint streamed,
+                             double* dgamma, double* dbeta, int64_t* doubtful) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
                             fn_out squares) noexcept nogil
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,

@@ -104,36 +104,6 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
 FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32)
 FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
-/* The sums of g, g * u and g * g, u = x * scale - centre, of a run of 16 values or more, in 16 lanes, each as 8 of double,
- * `apart` from each other. x * scale is exact: scale is a power of two. The run's end comes first: what it has in common
- * with the last whole row of lanes does not count. Explicit vectors, because gcc would keep the sums of the loop in memory,
- * which takes longer than a short run does. */
-static inline void fn_sum_short_run(const float *dy, const float *x, ptrdiff_t n, float scale, float centre,
-                                    double *eights, ptrdiff_t apart)
-{
-    const ptrdiff_t whole = (n - 1) & -(ptrdiff_t)16, end = n - 16, step = 16 / FN_PARTS;
-    fn_floats g, u, sum[FN_PARTS], product[FN_PARTS], square[FN_PARTS];
-    for (int part = 0; part < FN_PARTS; part++) {
-        const ptrdiff_t at = end + part * step;
-        sum[part] = fn_from_lane_32(FN_FLOATS(dy, at), part, whole - end);
-        u = fn_from_lane_32(FN_FLOATS(x, at) * scale - centre, part, whole - end);
-        product[part] = sum[part] * u;
-        square[part] = sum[part] * sum[part];
-    }
-    for (ptrdiff_t i = 0; i < whole; i += 16) {
-        for (int part = 0; part < FN_PARTS; part++) {
-            g = FN_FLOATS(dy, i + part * step);
-            u = FN_FLOATS(x, i + part * step) * scale - centre;
-            sum[part] += g;
-            product[part] += g * u;
-            square[part] += g * g;
-        }
-    }
-    fn_fold_f32(sum, eights);
-    fn_fold_f32(product, eights + apart);
-    fn_fold_f32(square, eights + 2 * apart);
-}
-
 /* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three times 8 sums, and
  * dy * x_hat, x_hat = u * factor + offset, and dy to dgamma and dbeta. In 32 lanes: two vectors of them, which the registers
  * hold, go through the row together, then the next two. The row's end has some values in common with what came before, which

@@ -138,7 +138,7 @@ cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, do
         if phase == WRITE_GRADIENTS:
             exact_form(job, invstd, invstd, product * invstd, sum, linear)
         for piece in range(pieces.sets):
-            for i in range(COEFFICIENTS * STRIP):
+            for i in range(COEFFICIENTS * STRIP if single != NULL else 0):
                 strip.single[i] = single[i // STRIP * width + piece]
             for i in range(3):
                 fill_lanes(strip.linear + i * STRIP, linear[i] * gamma[piece] if i == 0 else linear[i])

@@ -9,6 +9,7 @@
 
 cdef enum:
     TOGETHER_VALUES = 32768  # most values in several sets
+    NEAR_VALUES = 2048       # the same where they stay in the nearest cache from their sums to their results
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
     ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
@@ -66,10 +67,15 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.rows = <char*> (room + CHUNK_ARRAYS * width)
 
 
+cdef inline fn_sets sets_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
+    cdef fn_sets sets = job.shape
+    sets.sets = count
+    return sets
+
+
 cdef inline fn_sets pieces_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
     """The pieces of `count` sets."""
-    cdef fn_sets pieces = job.shape
-    pieces.sets = count
+    cdef fn_sets pieces = sets_of(job, count)
     if job.channels > 1:
         pieces.sets = count * job.channels
         pieces.apart = pieces.n = job.inner

@@ -37,30 +37,24 @@ cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, Py_ssize_t f
 
 cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                      const double* mean) noexcept nogil:
-    """The sums of g, g * u and g * g of every piece."""
+    """The sums of g, g * u and g * g of every set."""
     cdef fn_block g
-    cdef fn_sets pieces = pieces_of(job, count), shape
-    cdef Py_ssize_t turn, number, run, done, n, place, at = first * job.shape.apart * job.itemsize
+    cdef fn_sets sets = sets_of(job, count), shape
+    cdef Py_ssize_t turn, number, run, done, n, place, at = first * sets.apart * job.itemsize
     cdef Py_ssize_t most = BLOCK_BYTES // job.itemsize
     memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
     if job.weights != NULL:
         row_sums(job, chunk, first, 0, count, mean)
     elif in_loops(job):
-        shape = pieces
-        for turn in range(count_of(pieces.sets, FN_SETS)):  # a set may have more pieces
-            number = turn * FN_SETS
-            place = at + number * pieces.apart * job.itemsize
-            shape.sets = min(<Py_ssize_t> FN_SETS, pieces.sets - number)
-            job.loops.back_sums(job.dy + place, job.x + place, &shape, chunk.k + number * job.itemsize, chunk.width,
-                                job.kind, job.slope, chunk.sums + number)
+        job.loops.back_sums(job.dy + at, job.x + at, &sets, chunk.k, chunk.width, job.kind, job.slope, chunk.sums)
     else:
-        for number in range(pieces.sets):
-            for run in range(pieces.runs):
-                for turn in range(count_of(pieces.n, most)):
+        for number in range(count):
+            for run in range(sets.runs):
+                for turn in range(count_of(sets.n, most)):
                     done = turn * most
-                    n = min(most, pieces.n - done)
+                    n = min(most, sets.n - done)
                     shape = one_run(n)
-                    place = at + (number * pieces.apart + run * pieces.stride + done) * job.itemsize
+                    place = at + (number * sets.apart + run * sets.stride + done) * job.itemsize
                     job.loops.apply(job.x + place, g.bytes, &shape, chunk.k + number * job.itemsize, chunk.width,
                                     FN_PLAIN, 0.0)
                     gradient_block(job, job.dy + place, g.bytes, n)
@@ -70,41 +64,38 @@ cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssiz
 
 cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                       const double* mean) noexcept nogil:
-    """The linear form of dx and the gradients of gamma and beta of every piece; whether a set is doubtful."""
+    """The linear form of dx and the gradients of gamma and beta of every set; whether one is doubtful."""
     cdef const double* invstd = job.invstd + first
     cdef const double* gamma = ones
     cdef const double* products = chunk.sums + chunk.width
     cdef const double* squares = products + chunk.width
     if job.channels:
-        gamma = job.gamma + first % job.groups * job.channels
-    if job.channels < 2:
-        return job.loops.forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
-                               job.centred, count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
-    return job.loops.group_forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count,
-                                 job.centred, count, job.channels, chunk.linear, chunk.gradients, chunk.doubtful) != 0
+        gamma = job.gamma + first % job.groups
+    return job.loops.forms(chunk.sums, products, squares, mean, invstd, gamma, chunk.k, chunk.width, job.count, job.centred,
+                           count, chunk.linear, chunk.gradients, chunk.doubtful) != 0
 
 
 cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
                             Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` pieces from `number` on, where it cannot be written as it is computed or has an
+    """dx of the chunk's `count` sets from `number` on, where it cannot be written as it is computed or has an
     activation of the table."""
     cdef fn_block block, g
-    cdef fn_sets pieces = pieces_of(job, 1), shape
-    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, piece
+    cdef fn_sets sets = sets_of(job, 1), shape
+    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, row
     cdef const char* k
     cdef const char* linear
-    for piece in range(number, number + count):
-        k = chunk.k + piece * job.itemsize
-        linear = chunk.linear + piece * job.itemsize
-        for run in range(pieces.runs):
-            for turn in range(count_of(pieces.n, most)):
+    for row in range(number, number + count):
+        k = chunk.k + row * job.itemsize
+        linear = chunk.linear + row * job.itemsize
+        for run in range(sets.runs):
+            for turn in range(count_of(sets.n, most)):
                 done = turn * most
-                n = min(most, pieces.n - done)
-                at = (first * job.shape.apart + piece * pieces.apart + run * pieces.stride + done) * job.itemsize
+                n = min(most, sets.n - done)
+                at = (first * sets.apart + row * sets.apart + run * sets.stride + done) * job.itemsize
                 shape = one_run(n)
                 if job.weights != NULL:
                     job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, 1, n,
-                                             job.weights + (first_weight(job, first + piece) + done) * job.itemsize,
+                                             job.weights + (first_weight(job, first + row) + done) * job.itemsize,
                                              linear, k, chunk.width, False, 0)
                 elif in_loops(job):
                     job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind,
@@ -117,11 +108,11 @@ cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, 
                 emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
 
 
-cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
-                            Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` pieces from `number` on."""
-    cdef fn_sets pieces = pieces_of(job, 1)
-    cdef Py_ssize_t at = (first * job.shape.apart + number * pieces.apart) * job.itemsize
+cdef void back_apply_sets(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
+                          Py_ssize_t count) noexcept nogil:
+    """dx of the chunk's `count` sets from `number` on."""
+    cdef fn_sets sets = sets_of(job, count)
+    cdef Py_ssize_t at = (first + number) * sets.apart * job.itemsize
     cdef Py_ssize_t rows, turn, row, place
     cdef const char* k = chunk.k + number * job.itemsize
     cdef const char* linear = chunk.linear + number * job.itemsize
@@ -131,33 +122,27 @@ cdef void back_apply_pieces(const NormJob* job, Chunk* chunk, Py_ssize_t first, 
         rows = rows_at_once(job, count)
         for turn in range(count // rows):
             row = turn * rows
-            place = at + row * job.shape.apart * job.itemsize
-            job.loops.row_back_apply(job.dy + place, job.x + place, job.result + place, rows, job.shape.n,
+            place = at + row * sets.apart * job.itemsize
+            job.loops.row_back_apply(job.dy + place, job.x + place, job.result + place, rows, sets.n,
                                      job.weights + first_weight(job, first + number + row) * job.itemsize,
                                      linear + row * job.itemsize, k + row * job.itemsize, chunk.width, job.streamed,
-                                     count * job.shape.apart)
+                                     count * sets.apart)
     else:
-        pieces.sets = count
-        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &pieces, linear, k, chunk.width, job.kind,
-                             job.slope, job.streamed, count * job.shape.apart)
+        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &sets, linear, k, chunk.width, job.kind,
+                             job.slope, job.streamed, count * sets.apart)
 
 
-cdef void back_apply_doubtful(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
-                              const double* mean) noexcept nogil:
-    """dx set by set, in double where a set is doubtful; there the gradients of gamma and beta are corrected too."""
+cdef void redo_set(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, double mean,
+                   const float* single) noexcept nogil:
+    """dx of the chunk's set `number` in double, and its gradients of gamma and beta."""
     cdef fn_sets pieces = pieces_of(job, 1)
-    cdef Py_ssize_t number, piece, at
-    for number in range(count):
-        at = number * pieces.sets
-        if chunk.doubtful[number] == 0:
-            back_apply_pieces(job, chunk, first, at, pieces.sets)
-            continue
-        exact_gradients(job, first + number, mean[number], job.invstd[first + number], &pieces,
-                        job.gamma + (first + number) % job.groups * job.channels,
-                        <const float*> chunk.k + at, chunk.width, chunk.sums + at)
-        for piece in range(at, at + pieces.sets):
-            chunk.gradients[piece] = chunk.sums[chunk.width + piece] * job.invstd[first + number]
-            chunk.gradients[chunk.width + piece] = chunk.sums[piece]
+    cdef Py_ssize_t begin = number * pieces.sets, piece
+    cdef double invstd = job.invstd[first + number]
+    exact_gradients(job, first + number, mean, invstd, &pieces, job.gamma + (first + number) % job.groups * job.channels,
+                    single, chunk.width, chunk.sums)
+    for piece in range(pieces.sets):
+        chunk.gradients[begin + piece] = chunk.sums[chunk.width + piece] * invstd
+        chunk.gradients[chunk.width + begin + piece] = chunk.sums[piece]
 
 
 cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
@@ -176,39 +161,61 @@ cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t 
                 end += 1
             row_sums(job, chunk, first, number, end - number, mean)
             add_row_gradients(job, chunk, first, number, end - number, mean, own)
-            back_apply_pieces(job, chunk, first, number, end - number)
+            back_apply_sets(job, chunk, first, number, end - number)
         number = end
 
 
 cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                          double* gradients) noexcept nogil:
+    """dx, and the gradients of gamma and beta of the sets, or of their elements: these are added to `gradients`."""
     cdef const double* mean = job.mean + first if job.centred else &zeros[0]
-    cdef Py_ssize_t width = gradient_width(job), i
+    cdef Py_ssize_t number
     cdef bint doubtful
     chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
     chunk_sums(job, chunk, first, count, mean)
     doubtful = chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4
-    gradients += first % job.groups * (width // job.groups)
     if doubtful and job.weights != NULL:
         back_apply_doubtful_rows(job, chunk, first, count, mean, gradients)
         return
     if job.weights != NULL:
         add_row_gradients(job, chunk, first, 0, count, mean, gradients)  # before dx may take the place of dy
-    if doubtful:
-        back_apply_doubtful(job, chunk, first, count, mean)
-    else:
-        back_apply_pieces(job, chunk, first, 0, pieces_of(job, count).sets)
-    for i in range(count * job.channels):
-        gradients[i] += chunk.gradients[i]
-        gradients[width + i] += chunk.gradients[chunk.width + i]
+    if not doubtful:
+        back_apply_sets(job, chunk, first, 0, count)
+        return
+    for number in range(count):
+        if chunk.doubtful[number]:
+            redo_set(job, chunk, first, number, mean[number], <const float*> chunk.k + number)
+        else:
+            back_apply_sets(job, chunk, first, number, 1)
+
+
+cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """backward_chunk of sets of one run for every gamma and without activation: from sums to dx in one call."""
+    cdef Py_ssize_t at = first * job.shape.apart * job.itemsize, number
+    if job.loops.back_sets(job.dy + at, job.x + at, job.result + at, count, job.channels, job.inner, job.mean + first,
+                           job.invstd + first, job.gamma + first % job.groups * job.channels,
+                           job.streamed and not job.staged, chunk.gradients, chunk.gradients + chunk.width, chunk.doubtful):
+        for number in range(count):
+            if chunk.doubtful[number]:
+                redo_set(job, chunk, first, number, job.mean[first + number], NULL)
 
 
 cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end,
                         double* gradients) noexcept nogil:
-    cdef Py_ssize_t count
+    cdef Py_ssize_t width = gradient_width(job), count, i
+    cdef bint one_run = job.channels and job.shape.runs == 1 and job.row < 0
+    cdef double* own
     while begin < end:
         count = chunk_sets(job, begin, end)
-        backward_chunk(job, chunk, begin, count, gradients)
+        own = gradients + begin % job.groups * (width // job.groups)
+        if one_run:
+            count = min(count, max(<Py_ssize_t> 1, NEAR_VALUES // job.shape.n))
+            backward_runs(job, chunk, begin, count)
+        else:
+            backward_chunk(job, chunk, begin, count, own)
+        for i in range(count * job.channels):
+            own[i] += chunk.gradients[i]
+            own[width + i] += chunk.gradients[chunk.width + i]
         begin += count
 
 

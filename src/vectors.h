@@ -73,4 +73,47 @@ typedef float fn_half_floats __attribute__((vector_size(FN_VECTOR_BYTES / 2), al
 FN_FROM_LANE(32, fn_floats, fn_ints, int32_t)
 FN_FROM_LANE(64, fn_doubles, fn_longs, int64_t)
 
+/* The vector at x + lane, of which the elements of x from `begin` to `end` <= 32 are read; the others are zero. */
+#if defined(__AVX512F__)
+static inline fn_floats fn_load_between_32(const float *x, int lane, ptrdiff_t begin, ptrdiff_t end)
+{
+    return (fn_floats)_mm512_maskz_loadu_ps((__mmask16)(((1ull << end) - (1ull << begin)) >> lane), x + lane);
+}
+static inline fn_doubles fn_load_between_64(const double *x, int lane, ptrdiff_t begin, ptrdiff_t end)
+{
+    return (fn_doubles)_mm512_maskz_loadu_pd((__mmask8)(((1ull << end) - (1ull << begin)) >> lane), x + lane);
+}
+#else
+#define FN_LOAD_BETWEEN(bits, real, vector, mask, integer) \
+    static inline vector fn_load_between_##bits(const real *x, int lane, ptrdiff_t begin, ptrdiff_t end) \
+    { \
+        static const integer lanes[32] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, \
+                                          16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31}; \
+        mask wanted; \
+        memcpy(&wanted, lanes + lane, sizeof(wanted)); \
+        wanted = (wanted >= (integer)begin) & (wanted < (integer)end); \
+        return (vector)FN_LOAD_WHERE_##bits(x + lane, wanted); \
+    }
+#if defined(__AVX__)
+#define FN_LOAD_WHERE_32(x, wanted) _mm256_maskload_ps(x, (__m256i)wanted)
+#define FN_LOAD_WHERE_64(x, wanted) _mm256_maskload_pd(x, (__m256i)wanted)
+#else
+#define FN_LOAD_WHERE(bits, real, vector, mask) \
+    static inline vector fn_load_where_##bits(const real *x, mask wanted) \
+    { \
+        vector part = {0}; \
+        for (int i = 0; i < FN_VECTOR_BYTES / (int)sizeof(real); i++) \
+            if (wanted[i]) \
+                part[i] = x[i]; \
+        return part; \
+    }
+FN_LOAD_WHERE(32, float, fn_floats, fn_ints)
+FN_LOAD_WHERE(64, double, fn_doubles, fn_longs)
+#define FN_LOAD_WHERE_32(x, wanted) fn_load_where_32(x, wanted)
+#define FN_LOAD_WHERE_64(x, wanted) fn_load_where_64(x, wanted)
+#endif
+FN_LOAD_BETWEEN(32, float, fn_floats, fn_ints, int32_t)
+FN_LOAD_BETWEEN(64, double, fn_doubles, fn_longs, int64_t)
+#endif
+
 #endif

@@ -156,6 +156,35 @@ def test_bits_depend_on_neither_threads_nor_level(what, shape, gamma_shape, rest
                 assert same_bits(what(fn, x, gamma, beta, dy, **rest), expected), name
 
 
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("what", "shape", "gamma_shape", "rest"),
+    [
+        (layer, (40, 333), (333,), {}),
+        (rms, (40, 333), (333,), {}),
+        *((group, (3, 4, n), (4,), {"groups": 2}) for n in (32, 33, 95, 96, 97, 784, 2079, 2080, 5001)),
+        (instance, (2, 3, 14, 14), (3,), {}),
+    ],
+)
+def test_bits_do_not_depend_on_where_arrays_begin(what, shape, gamma_shape, rest, dtype, isa):
+    """Loads begin on cache lines, sums do not."""
+    x, dy, gamma, beta = arrays(shape, gamma_shape, dtype)
+
+    def begin(values, offset):
+        memory = np.empty(values.size + 40, dtype)
+        first = -memory.ctypes.data // memory.itemsize % 16 + offset
+        place = memory[first : first + values.size].reshape(values.shape)
+        place[...] = values
+        return place
+
+    with runtime.use_isa(isa):
+        expected = what(fn, begin(x, 0), gamma, beta, begin(dy, 0), **rest)
+        for offset, other in ((1, 1), (4, 4), (15, 15), (0, 7), (9, 0), (3, 12)):
+            got = what(fn, begin(x, offset), gamma, beta, begin(dy, other), **rest)
+            assert same_bits(got, expected), (offset, other)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("what", "shape", "gamma_shape", "rest"), [case for case in CASES if len(case[1]) > 1 and max(case[1]) < 100]

@@ -1,0 +1,117 @@
+/* The gradient of a run of values with one gamma: its sums and its results (see norm_back_sets in normalization_set_loops.pxi.tp), in
+ * explicit vectors. gcc would keep the sums in memory, and a loop of its own takes dx that is dy or x value by value. */
+#ifndef FN_RUN_GRADIENTS_H
+#define FN_RUN_GRADIENTS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "normalization.h"
+
+/* 32 lanes of sums, in vectors, added up to 8 of double */
+static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
+{
+    float sums[16];
+    for (int i = 0; i < FN_PARTS; i++)
+        FN_FLOATS(sums, i * (16 / FN_PARTS)) = lanes[i] + lanes[i + FN_PARTS];
+    for (int i = 0; i < FN_PARTS; i++)
+        eight[i] += FN_WIDENED(sums + i * FN_STEP) + FN_WIDENED(sums + 8 + i * FN_STEP);
+}
+static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
+{
+    for (int i = 0; i < FN_PARTS; i++)
+        eight[i] += (lanes[i] + lanes[i + 2 * FN_PARTS]) + (lanes[i + FN_PARTS] + lanes[i + 3 * FN_PARTS]);
+}
+
+/* The total of eight sums: the same of any rotation of them, because addition commutes. */
+typedef double fn_two __attribute__((vector_size(16), aligned(8), may_alias));
+static inline double fn_total_of_eight(const fn_doubles *eight)
+{
+    double lanes[8];
+    fn_two two;
+    for (int i = 0; i < FN_PARTS; i++)
+        FN_DOUBLES(lanes, i * FN_STEP) = eight[i];
+    two = (*(fn_two *)lanes + *(fn_two *)(lanes + 4)) + (*(fn_two *)(lanes + 2) + *(fn_two *)(lanes + 6));
+    return two[0] + two[1];
+}
+
+/* Totals of g, g * u and g * g, u = x * scale - centre, of n >= 32 values in 32 lanes: blocks in the arrays' arithmetic, their sums in
+ * double. The lanes of a long run begin where a cache line of x does, because a vector that lies in two lines takes twice as long to
+ * load; what is before the run or after it is not read, and zero. As many vectors of lanes as the registers hold go through a block
+ * together, then the next ones. */
+#define FN_SUM_RUN(bits, real, vector, fma) \
+    static inline void fn_sum_run_##bits(const real *dy, const real *x, ptrdiff_t n, real scale, real centre, double *totals) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 32 / STEP, SOME = PARTS < 4 ? PARTS : 4, BLOCK = 2048, LONG = 96 }; \
+        const vector zero = {0}, scales = zero + scale, centres = zero - centre; \
+        const ptrdiff_t before = n < LONG ? 0 : (ptrdiff_t)((uintptr_t)x % 64 / sizeof(real)); \
+        fn_doubles sums[FN_PARTS] = {{0}}, products[FN_PARTS] = {{0}}, squares[FN_PARTS] = {{0}}; \
+        (void)scales; \
+        for (ptrdiff_t begin = 0, end; begin < n; begin = end) { \
+            vector sum[PARTS], product[PARTS], square[PARTS]; \
+            end = n - begin < BLOCK + 32 ? n : begin + BLOCK; /* no few values by themselves */ \
+            for (int first = 0; first < PARTS; first += SOME) { \
+                vector s[SOME] = {{0}}, p[SOME] = {{0}}, q[SOME] = {{0}}; \
+                const int lane = first * STEP; \
+                ptrdiff_t at = begin - before; \
+                if (before) { \
+                    FN_ADD_LANES(bits, vector, fma, FN_LOAD_LATE_##bits, before) \
+                    at += 32; \
+                } \
+                for (; at + 32 <= end; at += 32) \
+                    FN_ADD_LANES(bits, vector, fma, FN_LOAD_ALL_##bits, 0) \
+                if (at < end) \
+                    FN_ADD_LANES(bits, vector, fma, FN_LOAD_EARLY_##bits, end - at) \
+                memcpy(sum + first, s, sizeof(s)); \
+                memcpy(product + first, p, sizeof(p)); \
+                memcpy(square + first, q, sizeof(q)); \
+            } \
+            fn_add_lanes_##bits(sum, sums); \
+            fn_add_lanes_##bits(product, products); \
+            fn_add_lanes_##bits(square, squares); \
+        } \
+        totals[0] = fn_total_of_eight(sums); \
+        totals[1] = fn_total_of_eight(products); \
+        totals[2] = fn_total_of_eight(squares); \
+    }
+#define FN_ADD_LANES(bits, vector, fma, load, limit) \
+    for (int part = 0; part < SOME; part++) { \
+        const vector g = load(dy + at, lane + part * STEP, limit); \
+        const vector u = FN_DEVIATION_##bits(load(x + at, lane + part * STEP, limit)); \
+        s[part] += g; \
+        p[part] = fma(g, u, p[part]); \
+        q[part] = fma(g, g, q[part]); \
+    }
+#define FN_LOAD_ALL_32(x, lane, limit) FN_FLOATS(x, lane)
+#define FN_LOAD_ALL_64(x, lane, limit) FN_DOUBLES(x, lane)
+#define FN_LOAD_LATE_32(x, lane, limit) fn_load_between_32(x, lane, limit, 32)
+#define FN_LOAD_LATE_64(x, lane, limit) fn_load_between_64(x, lane, limit, 32)
+#define FN_LOAD_EARLY_32(x, lane, limit) fn_load_between_32(x, lane, 0, limit)
+#define FN_LOAD_EARLY_64(x, lane, limit) fn_load_between_64(x, lane, 0, limit)
+#define FN_DEVIATION_32(x) FN_FMA_FLOATS(x, scales, centres)
+#define FN_DEVIATION_64(x) ((x) + centres)
+FN_SUM_RUN(32, float, fn_floats, FN_FMA_FLOATS)
+FN_SUM_RUN(64, double, fn_doubles, FN_FMA_DOUBLES)
+
+/* dx = g * a + (u * b + c) of a run, in whole vectors of memory: dx may be dy or x, so the ends, which overlap with others, are
+ * computed first. */
+#define FN_BACK_RUN(bits, real, vector, load, fma) \
+    static inline void fn_back_run_##bits(const real *dy, const real *x, real *dx, ptrdiff_t n, real a, real b, real c, real scale, \
+                                          real centre) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
+        const vector zero = {0}, scales = zero + scale, centres = zero - centre, as = zero + a, bs = zero + b, cs = zero + c; \
+        const ptrdiff_t last = n - STEP; \
+        const vector begin = FN_BACK(bits, load, fma, 0), end = FN_BACK(bits, load, fma, last); \
+        (void)scales; \
+        for (ptrdiff_t i = (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(real)); i <= last; i += STEP) \
+            load(dx, i) = FN_BACK(bits, load, fma, i); \
+        load(dx, 0) = begin; \
+        load(dx, last) = end; \
+    }
+#define FN_BACK(bits, load, fma, i) fma(load(dy, i), as, fma(FN_DEVIATION_##bits(load(x, i)), bs, cs))
+FN_BACK_RUN(32, float, fn_floats, FN_FLOATS, FN_FMA_FLOATS)
+FN_BACK_RUN(64, double, fn_doubles, FN_DOUBLES, FN_FMA_DOUBLES)
+
+#endif
