@@ -85,7 +85,7 @@ typedef struct {
     /* rows whose columns have a gamma each */
     void (*row_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
     void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in k,
-                          ptrdiff_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma, fn_out dbeta);
+                          ptrdiff_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma, fn_out dbeta, ptrdiff_t ahead);
     void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t n, fn_in gamma,
                            fn_in linear, fn_in k, ptrdiff_t width, int streamed, ptrdiff_t ahead);
     void (*row_add)(fn_in gradients, fn_out sums, ptrdiff_t n);

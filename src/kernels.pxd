@@ -89,7 +89,7 @@ cdef extern from "kernels.h" nogil:
                           fn_in beta) noexcept nogil
         void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in k,
                               Py_ssize_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma,
-                              fn_out dbeta) noexcept nogil
+                              fn_out dbeta, Py_ssize_t ahead) noexcept nogil
         void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t rows, Py_ssize_t n, fn_in gamma,
                                fn_in linear, fn_in k, Py_ssize_t width, bint streamed, Py_ssize_t ahead) noexcept nogil
         void (*row_add)(fn_in gradients, fn_out sums, Py_ssize_t n) noexcept nogil

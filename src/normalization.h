@@ -105,9 +105,9 @@ FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32)
 FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
 /* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three times 8 sums, and
- * dy * x_hat, x_hat = u * factor + offset, and dy to dgamma and dbeta. In 32 lanes: two vectors of them, which the registers
- * hold, go through the row together, then the next two. The row's end has some values in common with what came before, which
- * do not count twice. */
+ * dy * x_hat, x_hat = u * factor + offset, and dy to dgamma and dbeta; what lies `ahead` elements after dy and x is fetched. In 32
+ * lanes: two vectors of them, which the registers hold, go through the row together, then the next two. The row's end has some
+ * values in common with what came before, which do not count twice. */
 #define FN_ADD_PART(at, d, u, sum, product, square) \
     do { \
         const fn_floats g = d * FN_FLOATS(gamma, at); \
@@ -120,7 +120,7 @@ FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
 static inline void fn_row_back_sums(const float *restrict dy, const float *restrict x, const float *restrict gamma, ptrdiff_t n,
                                     float scale, float centre, float factor, float offset, float *restrict dgamma,
-                                    float *restrict dbeta, double *eights)
+                                    float *restrict dbeta, double *eights, ptrdiff_t ahead)
 {
     enum { STEP = 16 / FN_PARTS, PARTS = 2 * FN_PARTS };
     const fn_floats zero = {0}, scales = zero + scale, centres = zero - centre, factors = zero + factor, offsets = zero + offset;
@@ -129,6 +129,12 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
     for (int first = 0; first < PARTS; first += 2) {
         fn_floats s[2] = {{0}, {0}}, p[2] = {{0}, {0}}, q[2] = {{0}, {0}};
         for (ptrdiff_t i = first * STEP; i < whole; i += 32) {
+            if (first == 0 && ahead) {
+                fn_prefetch(x + i + ahead);
+                fn_prefetch(x + i + ahead + 16);
+                fn_prefetch(dy + i + ahead);
+                fn_prefetch(dy + i + ahead + 16);
+            }
             for (int part = 0; part < 2; part++) {
                 const ptrdiff_t at = i + part * STEP;
                 const fn_floats d = FN_FLOATS(dy, at), u = FN_FMA_FLOATS(FN_FLOATS(x, at), scales, centres);

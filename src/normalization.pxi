@@ -18,6 +18,7 @@ cdef enum:
 
 cdef double NORM_COST = 2.5  # of an element, in either direction, in units of a row's cost
 cdef double SET_COST = 80.0  # of a set, besides its elements
+cdef double ADD_COST = 2.0   # of a gradient of gamma or beta that is added to others
 
 cdef struct NormJob:
     const fn_level* level

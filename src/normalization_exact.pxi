@@ -177,7 +177,7 @@ cdef void exact_row(const NormJob* job, Py_ssize_t number, double mean, double i
             job.level.norm_widen(job.weights + (first_weight(job, number) + done) * sizeof(float), gamma.bytes, n)
             if phase == ADD_GRADIENTS:
                 loops.row_back_sums(dy.bytes, x.bytes, 1, n, gamma.bytes, k, 1, &mean, &invstd, sums, gradients.bytes,
-                                    more.bytes)
+                                    more.bytes, 0)
                 loops.row_add(gradients.bytes, dgamma + done, n)
                 loops.row_add(more.bytes, dbeta + done, n)
             else:

@@ -16,6 +16,7 @@ cdef enum:
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
+    EARLY_ROW = 128          # least values of a row of which many are long enough to fetch as many more meanwhile
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
@@ -335,11 +336,23 @@ cdef void lay_out_sets(NormJob* job, double* scratch) noexcept:
     job.dbeta = job.partial + gradient_width(job)
 
 
+cdef void clear_gradients(const NormJob* job, Py_ssize_t unit) noexcept nogil:
+    """Those that a unit of work adds to."""
+    cdef Py_ssize_t width = gradient_width(job), each = width // job.groups, slice = unit % job.slices
+    cdef Py_ssize_t begin = job.groups * slice // job.slices, end = job.groups * (slice + 1) // job.slices
+    cdef double* gradients = job.partial + unit // job.slices * 2 * width + begin * each
+    memset(gradients, 0, (end - begin) * each * sizeof(double))
+    memset(gradients + width, 0, (end - begin) * each * sizeof(double))
+
+
 cdef void set_part(void* context, int part) noexcept nogil:
     cdef const NormJob* job = <const NormJob*> context
     cdef Chunk chunk
     cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
+    if job.dy != NULL:
+        for unit in range(begin, end):
+            clear_gradients(job, unit)
     if is_short(job):
         short_part(job, begin, end)
         return
@@ -355,12 +368,22 @@ cdef void set_part(void* context, int part) noexcept nogil:
         fn_stream_fence()
 
 
-cdef void run_sets(NormJob* job) noexcept nogil:
-    cdef Py_ssize_t width = 2 * gradient_width(job), block, i
-    if job.dy != NULL:
-        memset(job.partial, 0, width * job.blocks * sizeof(double))
-    fn_parallel(set_part, job, job.parts)
-    if job.dy != NULL:
+cdef void add_blocks(void* context, int part) noexcept nogil:
+    """Add the blocks' gradients to those of the first, some of them at a time."""
+    cdef const NormJob* job = <const NormJob*> context
+    cdef Py_ssize_t width = 2 * gradient_width(job), begin = width * part // job.parts, last = width * (part + 1) // job.parts
+    cdef Py_ssize_t block, i, end
+    while begin < last:
+        end = min(last, begin + NEAR_VALUES)
         for block in range(1, job.blocks):
-            for i in range(width):
+            for i in range(begin, end):
                 job.partial[i] += job.partial[block * width + i]
+        begin = end
+
+
+cdef void run_sets(NormJob* job) noexcept nogil:
+    cdef Py_ssize_t width = 2 * gradient_width(job)
+    fn_parallel(set_part, job, job.parts)
+    if job.dy != NULL and job.blocks > 1:
+        job.parts = parts_for(work(ADD_COST, width * job.blocks, 8), width)
+        fn_parallel(add_blocks, job, job.parts)

@@ -1,5 +1,11 @@
 # The backward direction of normalization_sets.pxi: sums, then the linear form of dx, then dx, chunk by chunk.
 
+cdef inline bint fetches_early(const NormJob* job) noexcept nogil:
+    """Whether the next rows are fetched while these are summed, not while dx is written past the caches: then memory reads
+    and writes by turns. That many short rows take too little time for it."""
+    return job.streamed and rows_share(job) and job.shape.n >= EARLY_ROW
+
+
 cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count,
                    const double* mean) noexcept nogil:
     """The sums of g, g * u and g * g of the chunk's `count` rows from `number` on; of rows that share their gammas also
@@ -10,7 +16,8 @@ cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_
         job.loops.row_back_sums(job.dy + at, job.x + at, count, job.shape.n, job.weights,
                                 chunk.k + number * job.itemsize, chunk.width, mean + number,
                                 job.invstd + first + number, chunk.sums + number, chunk.rows,
-                                chunk.rows + job.shape.n * job.itemsize)
+                                chunk.rows + job.shape.n * job.itemsize,
+                                count * job.shape.apart if fetches_early(job) else 0)
         return
     shape.sets = count
     job.loops.row_weigh(job.dy + at, chunk.rows, job.weights + first_weight(job, first + number) * job.itemsize,
@@ -126,7 +133,7 @@ cdef void back_apply_sets(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py
             job.loops.row_back_apply(job.dy + place, job.x + place, job.result + place, rows, sets.n,
                                      job.weights + first_weight(job, first + number + row) * job.itemsize,
                                      linear + row * job.itemsize, k + row * job.itemsize, chunk.width, job.streamed,
-                                     count * sets.apart)
+                                     0 if fetches_early(job) else count * sets.apart)
     else:
         job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &sets, linear, k, chunk.width, job.kind,
                              job.slope, job.streamed, count * sets.apart)
