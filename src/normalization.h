@@ -18,10 +18,8 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
-/* 32 lanes added up to 8 of double; those of float are added to what is there. */
-typedef float fn_float16 __attribute__((vector_size(64)));
+/* 32 lanes added up to 8 of double; fn_move adds them to what is there. */
 typedef double fn_double8 __attribute__((vector_size(64)));
-typedef double fn_double16 __attribute__((vector_size(128)));
 
 /* Eight doubles at x, as a value or to assign to. No function: gcc warns of vectors wider than the machine's that one returns. */
 typedef double fn_eight __attribute__((vector_size(64), aligned(8), may_alias));
@@ -39,26 +37,27 @@ static inline void fn_move_f64(const double *lanes, double *eight)
     FN_EIGHT(eight) = sum + FN_EIGHT(eight);
 }
 
-/* 16 lanes of float added up to 8 of double */
-static inline void fn_fold_f32(const void *lanes, double *eight)
+/* 32 lanes of float, in vectors, added to 8 of double. The sums go through memory because of FN_WIDENED. */
+static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
 {
-    fn_float16 narrow;
-    fn_double16 wide;
-    fn_double8 half[2];
-    memcpy(&narrow, lanes, sizeof(narrow));
-    wide = __builtin_convertvector(narrow, fn_double16);
-    memcpy(half, &wide, sizeof(half));
-    FN_EIGHT(eight) = half[0] + half[1];
+    float sums[16];
+    for (int i = 0; i < FN_PARTS; i++)
+        FN_FLOATS(sums, i * (16 / FN_PARTS)) = lanes[i] + lanes[i + FN_PARTS];
+    for (int i = 0; i < FN_PARTS; i++)
+        eight[i] += FN_WIDENED(sums + i * FN_STEP) + FN_WIDENED(sums + 8 + i * FN_STEP);
 }
 
 static inline void fn_move_f32(const float *lanes, double *eight)
 {
-    fn_float16 part[2];
-    fn_double8 sum = FN_EIGHT(eight);
-    memcpy(part, lanes, sizeof(part));
-    part[0] += part[1];
-    fn_fold_f32(part, eight);
-    FN_EIGHT(eight) = sum + FN_EIGHT(eight);
+    fn_floats vectors[2 * FN_PARTS];
+    fn_doubles sums[FN_PARTS];
+    for (int i = 0; i < 2 * FN_PARTS; i++) /* memcpy would take them in pieces, for which a load of a vector waits */
+        vectors[i] = FN_FLOATS(lanes, i * (16 / FN_PARTS));
+    for (int i = 0; i < FN_PARTS; i++)
+        sums[i] = FN_DOUBLES(eight, i * FN_STEP);
+    fn_add_lanes_32(vectors, sums);
+    for (int i = 0; i < FN_PARTS; i++)
+        FN_DOUBLES(eight, i * FN_STEP) = sums[i];
 }
 
 /* n floats, a multiple of 8, as doubles */

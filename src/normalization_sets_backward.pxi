@@ -210,12 +210,12 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
 cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end,
                         double* gradients) noexcept nogil:
     cdef Py_ssize_t width = gradient_width(job), count, i
-    cdef bint one_run = job.channels and job.shape.runs == 1 and job.row < 0
+    cdef bint in_one_call = job.channels and job.shape.runs == 1 and job.row < 0
     cdef double* own
     while begin < end:
         count = chunk_sets(job, begin, end)
         own = gradients + begin % job.groups * (width // job.groups)
-        if one_run:
+        if in_one_call:
             count = min(count, max(<Py_ssize_t> 1, NEAR_VALUES // job.shape.n))
             backward_runs(job, chunk, begin, count)
         else:

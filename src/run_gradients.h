@@ -9,15 +9,7 @@
 
 #include "normalization.h"
 
-/* 32 lanes of sums, in vectors, added up to 8 of double */
-static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
-{
-    float sums[16];
-    for (int i = 0; i < FN_PARTS; i++)
-        FN_FLOATS(sums, i * (16 / FN_PARTS)) = lanes[i] + lanes[i + FN_PARTS];
-    for (int i = 0; i < FN_PARTS; i++)
-        eight[i] += FN_WIDENED(sums + i * FN_STEP) + FN_WIDENED(sums + 8 + i * FN_STEP);
-}
+/* fn_add_lanes_32 of doubles */
 static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
 {
     for (int i = 0; i < FN_PARTS; i++)
