@@ -16,7 +16,7 @@ cdef enum:
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
-    EARLY_ROW = 128          # least values of a row of which many are long enough to fetch as many more meanwhile
+    SHORT_RUN_BYTES = 448    # below, runs past the caches go through blocks, or they would end within too many lines
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
@@ -91,6 +91,14 @@ cdef inline fn_sets one_run(Py_ssize_t n) noexcept nogil:
     return shape
 
 
+cdef inline fn_sets runs_beside(Py_ssize_t count, Py_ssize_t n) noexcept nogil:
+    """`count` sets of one run each that follow each other."""
+    cdef fn_sets shape = one_run(n)
+    shape.sets = count
+    shape.apart = n
+    return shape
+
+
 cdef inline bint rows_share(const NormJob* job) noexcept nogil:
     """Whether all sets have the same gammas and betas, which belong to the elements: layer norm, not group norm."""
     return job.channels == 0 and job.groups == 1
@@ -105,6 +113,18 @@ cdef inline Py_ssize_t chunk_sets(const NormJob* job, Py_ssize_t first, Py_ssize
 cdef inline Py_ssize_t rows_at_once(const NormJob* job, Py_ssize_t count) noexcept nogil:
     """How many of `count` sets the loops over rows take in a call: they have one array of gammas."""
     return count if rows_share(job) else 1
+
+
+cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t count) noexcept nogil:
+    """How many of `count` sets, or pieces, with runs of n values side by side go through a block together."""
+    if job.weights != NULL:
+        count = rows_at_once(job, count)
+    return max(<Py_ssize_t> 1, min(count, BLOCK_BYTES // (n * job.itemsize)))
+
+
+cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
+    """Whether results past the caches go through blocks."""
+    return job.streamed and pieces_of(job, 1).n * job.itemsize < SHORT_RUN_BYTES
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
@@ -160,7 +180,7 @@ cdef void look_at_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
 cdef inline bint overlapped(const NormJob* job) noexcept nogil:
     """Whether the sums of sets are better taken while the results of others are written: where summing float data in
     double keeps the processor as long as reading the data does."""
-    return job.streamed and job.itemsize == 4
+    return job.streamed and job.itemsize == 4 and not in_blocks(job)
 
 
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
@@ -178,28 +198,30 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
 
 
 cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Results that cannot be written as they are computed, or have an activation of the table."""
+    """Results that cannot be written as they are computed, have an activation of the table, or are in short runs."""
     cdef fn_block block
     cdef fn_sets pieces = pieces_of(job, count), shape
-    cdef Py_ssize_t turn, number, run, done, n, at, most = BLOCK_BYTES // job.itemsize
+    cdef Py_ssize_t turn, number = 0, some, run, done, n, at, weight, most = BLOCK_BYTES // job.itemsize
     cdef const char* k
-    for number in range(pieces.sets):
+    while number < pieces.sets:
         k = chunk.k + number * job.itemsize
+        some = sets_at_once(job, pieces.n, pieces.sets - number)
         for run in range(pieces.runs):
             for turn in range(count_of(pieces.n, most)):
                 done = turn * most
                 n = min(most, pieces.n - done)
                 at = (first * job.shape.apart + number * pieces.apart + run * pieces.stride + done) * job.itemsize
                 if job.weights != NULL:
-                    job.loops.row_apply(job.x + at, block.bytes, 1, n, k, chunk.width,
-                                        job.weights + (first_weight(job, first + number) + done) * job.itemsize,
-                                        job.offsets + (first_weight(job, first + number) + done) * job.itemsize)
+                    weight = (first_weight(job, first + number) + done) * job.itemsize
+                    job.loops.row_apply(job.x + at, block.bytes, some, n, k, chunk.width, job.weights + weight,
+                                        job.offsets + weight)
                 else:
-                    shape = one_run(n)
+                    shape = runs_beside(some, n)
                     job.loops.apply(job.x + at, block.bytes, &shape, k, chunk.width, job.kind, job.slope)
                 if not in_loops(job):
-                    activate_block(job, block.bytes, n)
-                emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
+                    activate_block(job, block.bytes, some * n)
+                emit(job.level, job.streamed, job.result + at, block.bytes, some * n * job.itemsize)
+        number += some
 
 
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
@@ -207,7 +229,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     cdef Py_ssize_t number, run, rows, turn, place, weight, at = first * job.shape.apart * job.itemsize
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
-    if job.staged or not in_loops(job):
+    if job.staged or not in_loops(job) or in_blocks(job):
         apply_blocks(job, chunk, first, count)
     elif job.streamed:
         for number in range(pieces.sets):
@@ -321,7 +343,9 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 
 
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
-    """Doubles of scratch: a room for each part, and the blocks' gradients."""
+    """Doubles of scratch: a room for each part, and the blocks' gradients. Here it is known what the job is."""
+    if job.dy == NULL and job.shape.runs > 1 and in_blocks(job):
+        job.streamed = False  # only few such runs follow each other
     job.parts = parts_for(job.nanoseconds, units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
     if job.room_size and job.dy != NULL and job.channels == 0:

@@ -2,8 +2,8 @@
 
 cdef inline bint fetches_early(const NormJob* job) noexcept nogil:
     """Whether the next rows are fetched while these are summed, not while dx is written past the caches: then memory reads
-    and writes by turns. That many short rows take too little time for it."""
-    return job.streamed and rows_share(job) and job.shape.n >= EARLY_ROW
+    and writes by turns."""
+    return job.streamed and rows_share(job)
 
 
 cdef void row_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number, Py_ssize_t count,
@@ -84,35 +84,37 @@ cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
 
 cdef void back_apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
                             Py_ssize_t count) noexcept nogil:
-    """dx of the chunk's `count` sets from `number` on, where it cannot be written as it is computed or has an
-    activation of the table."""
+    """dx of the chunk's `count` sets from `number` on, where it cannot be written as it is computed, has an activation of
+    the table, or is in short runs."""
     cdef fn_block block, g
     cdef fn_sets sets = sets_of(job, 1), shape
-    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, row
+    cdef Py_ssize_t turn, run, done, n, at, most = BLOCK_BYTES // job.itemsize, end = number + count, some
     cdef const char* k
     cdef const char* linear
-    for row in range(number, number + count):
-        k = chunk.k + row * job.itemsize
-        linear = chunk.linear + row * job.itemsize
+    while number < end:
+        k = chunk.k + number * job.itemsize
+        linear = chunk.linear + number * job.itemsize
+        some = sets_at_once(job, sets.n, end - number)
         for run in range(sets.runs):
             for turn in range(count_of(sets.n, most)):
                 done = turn * most
                 n = min(most, sets.n - done)
-                at = (first * sets.apart + row * sets.apart + run * sets.stride + done) * job.itemsize
-                shape = one_run(n)
+                at = ((first + number) * sets.apart + run * sets.stride + done) * job.itemsize
+                shape = runs_beside(some, n)
                 if job.weights != NULL:
-                    job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, 1, n,
-                                             job.weights + (first_weight(job, first + row) + done) * job.itemsize,
+                    job.loops.row_back_apply(job.dy + at, job.x + at, block.bytes, some, n,
+                                             job.weights + (first_weight(job, first + number) + done) * job.itemsize,
                                              linear, k, chunk.width, False, 0)
                 elif in_loops(job):
                     job.loops.back_apply(job.dy + at, job.x + at, block.bytes, &shape, linear, k, chunk.width, job.kind,
                                          job.slope, False, 0)
                 else:
                     job.loops.apply(job.x + at, g.bytes, &shape, k, chunk.width, FN_PLAIN, 0.0)
-                    gradient_block(job, job.dy + at, g.bytes, n)
+                    gradient_block(job, job.dy + at, g.bytes, some * n)
                     job.loops.back_apply(g.bytes, job.x + at, block.bytes, &shape, linear, k, chunk.width, FN_PLAIN,
                                          0.0, False, 0)
-                emit(job.level, job.streamed, job.result + at, block.bytes, n * job.itemsize)
+                emit(job.level, job.streamed, job.result + at, block.bytes, some * n * job.itemsize)
+        number += some
 
 
 cdef void back_apply_sets(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t number,
@@ -123,7 +125,7 @@ cdef void back_apply_sets(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py
     cdef Py_ssize_t rows, turn, row, place
     cdef const char* k = chunk.k + number * job.itemsize
     cdef const char* linear = chunk.linear + number * job.itemsize
-    if job.staged or not in_loops(job):
+    if job.staged or not in_loops(job) or (job.weights != NULL and in_blocks(job)):
         back_apply_blocks(job, chunk, first, number, count)
     elif job.weights != NULL:
         rows = rows_at_once(job, count)
