@@ -18,26 +18,7 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
-/* 32 lanes added up to 8 of double; fn_move adds them to what is there. */
-typedef double fn_double8 __attribute__((vector_size(64)));
-
-/* Eight doubles at x, as a value or to assign to. No function: gcc warns of vectors wider than the machine's that one returns. */
-typedef double fn_eight __attribute__((vector_size(64), aligned(8), may_alias));
-#define FN_EIGHT(x) (*(fn_eight *)(x))
-
-static inline void fn_fold_f64(const double *lanes, double *eight)
-{
-    FN_EIGHT(eight) = (FN_EIGHT(lanes) + FN_EIGHT(lanes + 16)) + (FN_EIGHT(lanes + 8) + FN_EIGHT(lanes + 24));
-}
-
-static inline void fn_move_f64(const double *lanes, double *eight)
-{
-    fn_double8 sum = FN_EIGHT(eight);
-    fn_fold_f64(lanes, eight);
-    FN_EIGHT(eight) = sum + FN_EIGHT(eight);
-}
-
-/* 32 lanes of float, in vectors, added to 8 of double. The sums go through memory because of FN_WIDENED. */
+/* Sums in 32 lanes, in vectors, added to sums in 8 lanes of double. Those of float go through memory because of FN_WIDENED. */
 static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
 {
     float sums[16];
@@ -46,18 +27,66 @@ static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
     for (int i = 0; i < FN_PARTS; i++)
         eight[i] += FN_WIDENED(sums + i * FN_STEP) + FN_WIDENED(sums + 8 + i * FN_STEP);
 }
-
-static inline void fn_move_f32(const float *lanes, double *eight)
+static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
 {
-    fn_floats vectors[2 * FN_PARTS];
-    fn_doubles sums[FN_PARTS];
-    for (int i = 0; i < 2 * FN_PARTS; i++) /* memcpy would take them in pieces, for which a load of a vector waits */
-        vectors[i] = FN_FLOATS(lanes, i * (16 / FN_PARTS));
     for (int i = 0; i < FN_PARTS; i++)
-        sums[i] = FN_DOUBLES(eight, i * FN_STEP);
-    fn_add_lanes_32(vectors, sums);
+        eight[i] += (lanes[i] + lanes[i + 2 * FN_PARTS]) + (lanes[i + FN_PARTS] + lanes[i + 3 * FN_PARTS]);
+}
+
+/* The same of sums in memory. memcpy would take vectors in pieces, for which a load of a vector waits. */
+#define FN_MOVE(bits, real, vector, load) \
+    static inline void fn_move_f##bits(const real *lanes, double *eight) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
+        vector vectors[32 / STEP]; \
+        fn_doubles sums[FN_PARTS]; \
+        for (int i = 0; i < 32 / STEP; i++) \
+            vectors[i] = load(lanes, i * STEP); \
+        for (int i = 0; i < FN_PARTS; i++) \
+            sums[i] = FN_DOUBLES(eight, i * FN_STEP); \
+        fn_add_lanes_##bits(vectors, sums); \
+        for (int i = 0; i < FN_PARTS; i++) \
+            FN_DOUBLES(eight, i * FN_STEP) = sums[i]; \
+    }
+FN_MOVE(32, float, fn_floats, FN_FLOATS)
+FN_MOVE(64, double, fn_doubles, FN_DOUBLES)
+
+/* 32 lanes of double in memory added up to 8 */
+static inline void fn_fold_f64(const double *lanes, double *eight)
+{
+    for (int i = 0; i < 8; i += FN_STEP)
+        FN_DOUBLES(eight, i) = (FN_DOUBLES(lanes, i) + FN_DOUBLES(lanes, 16 + i))
+                               + (FN_DOUBLES(lanes, 8 + i) + FN_DOUBLES(lanes, 24 + i));
+}
+
+/* The total of eight sums: the same of any rotation of them, because addition commutes */
+typedef double fn_two __attribute__((vector_size(16), aligned(8), may_alias));
+static inline double fn_total_of_eight(const double *eight)
+{
+    const fn_two *pairs = (const fn_two *)eight;
+    const fn_two two = (pairs[0] + pairs[2]) + (pairs[1] + pairs[3]);
+    return two[0] + two[1];
+}
+static inline double fn_total_of_vectors(const fn_doubles *eight)
+{
+    double lanes[8];
     for (int i = 0; i < FN_PARTS; i++)
-        FN_DOUBLES(eight, i * FN_STEP) = sums[i];
+        FN_DOUBLES(lanes, i * FN_STEP) = eight[i];
+    return fn_total_of_eight(lanes);
+}
+
+/* The total of 32 lanes, in vectors or in memory */
+static inline double fn_total_of_lanes_32(const fn_floats *lanes)
+{
+    fn_doubles eight[FN_PARTS] = {{0}};
+    fn_add_lanes_32(lanes, eight);
+    return fn_total_of_vectors(eight);
+}
+static inline double fn_total_of_lanes_64(const double *lanes)
+{
+    double eight[8];
+    fn_fold_f64(lanes, eight);
+    return fn_total_of_eight(eight);
 }
 
 /* n floats, a multiple of 8, as doubles */
@@ -103,8 +132,8 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
 FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32)
 FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
-/* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three times 8 sums, and
- * dy * x_hat, x_hat = u * factor + offset, and dy to dgamma and dbeta; what lies `ahead` elements after dy and x is fetched. In 32
+/* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three totals, and dy * x_hat,
+ * x_hat = u * factor + offset, and dy to dgamma and dbeta; what lies `ahead` elements after dy and x is fetched. In 32
  * lanes: two vectors of them, which the registers hold, go through the row together, then the next two. The row's end has some
  * values in common with what came before, which do not count twice. */
 #define FN_ADD_PART(at, d, u, sum, product, square) \
@@ -119,7 +148,7 @@ FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
 
 static inline void fn_row_back_sums(const float *restrict dy, const float *restrict x, const float *restrict gamma, ptrdiff_t n,
                                     float scale, float centre, float factor, float offset, float *restrict dgamma,
-                                    float *restrict dbeta, double *eights, ptrdiff_t ahead)
+                                    float *restrict dbeta, double *total, double *products, double *squares, ptrdiff_t ahead)
 {
     enum { STEP = 16 / FN_PARTS, PARTS = 2 * FN_PARTS };
     const fn_floats zero = {0}, scales = zero + scale, centres = zero - centre, factors = zero + factor, offsets = zero + offset;
@@ -153,9 +182,9 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
             FN_ADD_PART(at, d, u, sum[part], product[part], square[part]);
         }
     }
-    fn_move_f32((const float *)sum, eights);
-    fn_move_f32((const float *)product, eights + 8);
-    fn_move_f32((const float *)square, eights + 16);
+    *total += fn_total_of_lanes_32(sum);
+    *products += fn_total_of_lanes_32(product);
+    *squares += fn_total_of_lanes_32(square);
 }
 
 /* The normalization of 16 short sets side by side, whose elements have gammas of their own (layer, RMS and group norm of few

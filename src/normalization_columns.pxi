@@ -49,8 +49,11 @@ cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t
     """The sum of each channel's columns."""
     cdef Py_ssize_t c, i, j
     cdef double total
-    if inner == 1 and repeat == 1:
+    if inner == 1:  # channel by channel is several times as slow
         memcpy(values, columns, n * sizeof(double))
+        for j in range(1, repeat):
+            for c in range(n):
+                values[c] += columns[j * n + c]
         return
     for c in range(n):
         total = 0.0

@@ -9,25 +9,6 @@
 
 #include "normalization.h"
 
-/* fn_add_lanes_32 of doubles */
-static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
-{
-    for (int i = 0; i < FN_PARTS; i++)
-        eight[i] += (lanes[i] + lanes[i + 2 * FN_PARTS]) + (lanes[i + FN_PARTS] + lanes[i + 3 * FN_PARTS]);
-}
-
-/* The total of eight sums: the same of any rotation of them, because addition commutes. */
-typedef double fn_two __attribute__((vector_size(16), aligned(8), may_alias));
-static inline double fn_total_of_eight(const fn_doubles *eight)
-{
-    double lanes[8];
-    fn_two two;
-    for (int i = 0; i < FN_PARTS; i++)
-        FN_DOUBLES(lanes, i * FN_STEP) = eight[i];
-    two = (*(fn_two *)lanes + *(fn_two *)(lanes + 4)) + (*(fn_two *)(lanes + 2) + *(fn_two *)(lanes + 6));
-    return two[0] + two[1];
-}
-
 /* Totals of g, g * u and g * g, u = x * scale - centre, of n >= 32 values in 32 lanes: blocks in the arrays' arithmetic, their sums in
  * double. The lanes of a long run begin where a cache line of x does, because a vector that lies in two lines takes twice as long to
  * load; what is before the run or after it is not read, and zero. As many vectors of lanes as the registers hold go through a block
@@ -63,9 +44,9 @@ static inline double fn_total_of_eight(const fn_doubles *eight)
             fn_add_lanes_##bits(product, products); \
             fn_add_lanes_##bits(square, squares); \
         } \
-        totals[0] = fn_total_of_eight(sums); \
-        totals[1] = fn_total_of_eight(products); \
-        totals[2] = fn_total_of_eight(squares); \
+        totals[0] = fn_total_of_vectors(sums); \
+        totals[1] = fn_total_of_vectors(products); \
+        totals[2] = fn_total_of_vectors(squares); \
     }
 #define FN_ADD_LANES(bits, vector, fma, load, limit) \
     for (int part = 0; part < SOME; part++) { \
