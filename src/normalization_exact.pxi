@@ -129,6 +129,7 @@ cdef void exact_gradients(const NormJob* job, Py_ssize_t number, double mean, do
     cdef double one = 1.0, zero = 0.0, sum = 0.0, product = 0.0
     cdef Py_ssize_t piece, run, i, first = number * job.shape.apart
     cdef int phase
+    memset(linear, 0, sizeof(linear))  # the sums come before it
     job.level.norm[<int> FN_DOUBLE].coefficients(&mean, &invstd, &one, &zero, 1, k, 1)
     for i in range(COEFFICIENTS):
         fill_lanes(strip.k + i * STRIP, k[i])

@@ -16,7 +16,7 @@ cdef enum:
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
-    SHORT_RUN_BYTES = 448    # below, runs past the caches go through blocks, or they would end within too many lines
+    SHORT_RUN_BYTES = 400    # below, runs past the caches go through blocks, or they would end within too many lines
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:

@@ -126,6 +126,18 @@ cdef inline void emit(const fn_level* level, bint streamed, char* place, const c
     memcpy(place, block, nbytes)
 
 
+cdef void emit_and_fetch(const fn_level* level, char* place, const char* block, Py_ssize_t nbytes, const char* a,
+                         const char* b) noexcept nogil:
+    """Copy a finished block to its place past the caches, and meanwhile fetch as much from a and b on."""
+    cdef Py_ssize_t head = min(nbytes, (-<Py_ssize_t> place) & (CACHE_LINE - 1)), at, ahead
+    memcpy(place, block, head)
+    for at in range(head, nbytes, 512):
+        for ahead in range(at, min(at + 512, nbytes), 64):
+            fn_prefetch(a + ahead)
+            fn_prefetch(b + ahead)
+        level.stream(place + at, block + at, min(nbytes - at, <Py_ssize_t> 512))
+
+
 cdef inline void store(const Plan* plan, Py_ssize_t start, Py_ssize_t n, const char* block) noexcept nogil:
     exchange(plan, &plan.result, start, n, <char*> block, False)
 
