@@ -6,6 +6,7 @@ cdef enum:
     STAGED_PANEL_BYTES = 1 << 17
     TURNED_PANEL_BYTES = 1 << 14
     TOGETHER_BYTES = 1 << 13 # what the row form reads together
+    TOGETHER_ROW = 1 << 9    # most bytes of a row of which it takes several past the caches
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
@@ -112,31 +113,35 @@ cdef void rows_part(void* context, int part) noexcept nogil:
 
 
 cdef void streamed_part(void* context, int part) noexcept nogil:
-    """Rows that follow each other, past the caches: a row is computed beside what is left of the one before, the whole lines of
-    both are written, and the rest waits. Meanwhile the operands' next row is fetched: a prefetcher stops where a page ends,
-    and while a row is read a second time the memory would have nothing to do."""
+    """Rows that follow each other, past the caches: a tile of them is computed beside what is left of the one before, the whole
+    lines of both are written, and the rest waits. Meanwhile the operands' next tile is fetched: a prefetcher stops where a
+    page ends, and while rows are read a second time the memory would have nothing to do."""
     cdef Rows* rows = <Rows*> context
     cdef Plan* plan = &rows.plan
-    cdef Py_ssize_t nbytes = rows.length * plan.itemsize, begin = part * rows.part, end = min(rows.count, begin + rows.part)
-    cdef const char* a = plan.source[0].data + begin * nbytes
-    cdef const char* b = plan.source[1].data + begin * nbytes
-    cdef char* y = plan.result.data + begin * nbytes
-    cdef char* heap = <char*> malloc(nbytes + 2 * CACHE_LINE)
+    cdef Py_ssize_t row = part * rows.part * rows.width, end = min(rows.lanes, (part + 1) * rows.part * rows.width)
+    cdef Py_ssize_t pitch = rows.length * plan.itemsize
+    cdef const char* a = plan.source[0].data + row * pitch
+    cdef const char* b = plan.source[1].data + row * pitch
+    cdef char* y = plan.result.data + row * pitch
+    cdef char* heap = <char*> malloc(rows.width * pitch + 2 * CACHE_LINE)
     cdef char* room
     cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
-    cdef Py_ssize_t row, at, ahead, whole
+    cdef Py_ssize_t count, nbytes, at, ahead, whole
     cdef fn_loss unused
     if heap == NULL:
         rows.out_of_memory = True
         return
     room = heap + -<uintptr_t> heap % CACHE_LINE
     y -= held
-    for row in range(begin, end):
-        rows.kernel(a, 1, b, 1, room + held, 1, NULL, rows.length, 1, &unused)
+    while row < end:
+        count = min(rows.width, end - row)
+        nbytes = count * pitch
+        rows.kernel(a, rows.length, b, rows.length, room + held, rows.length, NULL, rows.length, count, &unused)
+        row += count
         a += nbytes
         b += nbytes
         held += nbytes
-        whole = held if row == end - 1 else held & -CACHE_LINE
+        whole = held if row == end else held & -CACHE_LINE
         for at in range(0, whole, 512):
             for ahead in range(at, min(at + 512, nbytes), 64):
                 fn_prefetch(a + ahead)
@@ -242,7 +247,7 @@ cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
     are read across."""
     cdef const Plan* plan = &rows.plan
     cdef Py_ssize_t nbytes = rows.length * plan.itemsize, most = TOGETHER_BYTES // (plan.inputs * nbytes)
-    if plan.streamed or rows.length < FN_LANES:
+    if rows.length < FN_LANES or (plan.streamed and nbytes > TOGETHER_ROW):
         return 1
     if are_beside(plan):
         most = max(most, PANEL_BYTES // nbytes)

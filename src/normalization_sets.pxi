@@ -16,7 +16,7 @@ cdef enum:
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
-    SHORT_RUN_BYTES = 400    # below, runs past the caches go through blocks, or they would end within too many lines
+    BLOCK_RUN = 80           # values below which runs past the caches go through blocks: too many end within a line
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
@@ -124,7 +124,7 @@ cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t
 
 cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
     """Whether results past the caches go through blocks."""
-    return job.streamed and pieces_of(job, 1).n * job.itemsize < SHORT_RUN_BYTES
+    return job.streamed and pieces_of(job, 1).n < BLOCK_RUN
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
