@@ -71,6 +71,7 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
             at = first
             while at < stop:
                 count = min(min(step, last - first), stop - at)
+                fetch_sets(job, at + apart, count)
                 take_sets(job, job.x + at * job.shape.n * job.itemsize, count, x)
                 job.level.norm_short_sets(x, job.shape.n, gamma, beta, job.eps, job.centred, mean, invstd)
                 if job.centred:
@@ -80,6 +81,17 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
                 at += apart
             first += step
         begin = stop
+
+
+cdef inline void fetch_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Begin to load sets that are taken next from memory: they lie in another sample, where no prefetcher goes by itself."""
+    cdef Py_ssize_t n = job.shape.n * job.itemsize, i
+    if not job.streamed or job.groups <= FN_LANES:
+        return
+    for i in range(first * n, (first + count) * n, 64):
+        fn_prefetch(job.x + i)
+        if job.dy != NULL:
+            fn_prefetch(job.dy + i)
 
 
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,
@@ -131,6 +143,7 @@ cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
         take_vector(job, job.weights, 1.0, begin, gamma)
         at = first + begin
         while at < last:
+            fetch_sets(job, at + apart, count)
             back_short_sets(job, at, min(count, last - at), gamma, dgamma, dbeta)
             at += apart
         add_short_gradients(job, dgamma, begin, count, gradients)

@@ -129,7 +129,13 @@ FN_TRANSPOSE_FEW(double, 64)
 #undef FN_TRANSPOSE_FEW
 #endif
 
-/* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. */
+/* What is read next, and what is read after much else, for which the nearest cache would be too small. */
+#define fn_prefetch(address) __builtin_prefetch((address), 0, 3)
+#define fn_prefetch_far(address) __builtin_prefetch((address), 0, 2)
+
+/* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. Of many
+ * rows that follow each other, what comes some way on is fetched: no prefetcher follows loads of parts of lines in so many rows. */
+enum { FN_AHEAD_ROWS = 4096, FN_MANY_ROWS = 64 };
 #define FN_TRANSPOSE(real, bits) \
     static inline void fn_transpose_##bits(fn_in x_, ptrdiff_t x_step, fn_out y_, ptrdiff_t y_step, ptrdiff_t rows, \
                                            ptrdiff_t columns) \
@@ -137,6 +143,7 @@ FN_TRANSPOSE_FEW(double, 64)
         const real *x = x_; \
         real *y = y_; \
         const ptrdiff_t last_row = rows - FN_HIGH_##bits, last_column = columns - FN_WIDE_##bits; \
+        const ptrdiff_t fetched = x_step == columns && rows >= FN_MANY_ROWS ? FN_HIGH_##bits * columns : 0; \
         if (last_column < 0) { \
             for (ptrdiff_t j = 0; j < columns; j++) \
                 for (ptrdiff_t i = 0; i < rows; i++) \
@@ -151,6 +158,8 @@ FN_TRANSPOSE_FEW(double, 64)
         } \
         for (ptrdiff_t i = 0; i < rows; i += FN_HIGH_##bits) { \
             i = i < last_row ? i : last_row; \
+            for (ptrdiff_t at = 0; at < fetched; at += 64 / (int)sizeof(real)) \
+                fn_prefetch((const char *)(x + i * x_step + at) + FN_AHEAD_ROWS); \
             for (ptrdiff_t j = 0; j < columns; j += FN_WIDE_##bits) { \
                 j = j < last_column ? j : last_column; \
                 fn_transpose_few_##bits(x + i * x_step + j, x_step, y + j * y_step + i, y_step); \
@@ -228,10 +237,6 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
     if (i < bytes)
         memcpy((char *)dst + i, (const char *)src + i, (size_t)(bytes - i));
 }
-
-/* What is read next, and what is read after much else, for which the nearest cache would be too small. */
-#define fn_prefetch(address) __builtin_prefetch((address), 0, 3)
-#define fn_prefetch_far(address) __builtin_prefetch((address), 0, 2)
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
  * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
