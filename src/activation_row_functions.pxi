@@ -10,7 +10,7 @@ cdef enum:
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
-    SHORT = 32               # floats from which gradients are faster in the row form; else it is FN_GROUP elements
+    SHORT = 32               # floats, or elements from memory, from which gradients are faster in the row form; else FN_GROUP
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
 
 cdef struct Rows:
@@ -177,6 +177,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     cdef Py_ssize_t row_stride[3]
     cdef Py_ssize_t stride, short
     cdef int order[MAX_DIMS]
+    cdef bint far
     cdef int i, axis, best = 0, last, ndim = 0
     if plan.size == 0:
         return False
@@ -208,7 +209,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     rows.lanes = plan.shape[last]
     plan.shape[last + 1] = rows.length
     plan.ndim += 1
-    short = SHORT if plan.itemsize == 4 and direction == FN_BACKWARD else FN_GROUP
+    # from memory, transposing rows to and fro takes longer than their sums do
+    far = (plan.inputs + 1) * plan.size * plan.itemsize > STREAM_BYTES
+    short = SHORT if direction == FN_BACKWARD and (plan.itemsize == 4 or far) else FN_GROUP
     rows.by_row = rows.lanes < 8 or (rows.length >= short and (rows.lanes < FN_LANES
                                      or abs(row_stride[0]) <= abs(plan.source[0].strides[last])))
     for i in range(plan.inputs + 1):
