@@ -126,7 +126,7 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     cdef char* heap = <char*> malloc(rows.width * pitch + 2 * CACHE_LINE)
     cdef char* room
     cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
-    cdef Py_ssize_t count, nbytes, at, ahead, whole
+    cdef Py_ssize_t count, nbytes, whole
     cdef fn_loss unused
     if heap == NULL:
         rows.out_of_memory = True
@@ -142,12 +142,8 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
         b += nbytes
         held += nbytes
         whole = held if row == end else held & -CACHE_LINE
-        for at in range(0, whole, 512):
-            for ahead in range(at, min(at + 512, nbytes), 64):
-                fn_prefetch(a + ahead)
-                fn_prefetch(b + ahead)
-            emit(plan.level, True, y + at + skip, room + at + skip, min(whole - at, <Py_ssize_t> 512) - skip)
-            skip = 0
+        emit_and_fetch(plan.level, y + skip, room + skip, whole - skip, a, b)
+        skip = 0
         held -= whole
         memcpy(room, room + whole, held)
         y += whole

@@ -132,7 +132,7 @@ cdef void emit_and_fetch(const fn_level* level, char* place, const char* block, 
     cdef Py_ssize_t head = min(nbytes, (-<Py_ssize_t> place) & (CACHE_LINE - 1)), at, ahead
     memcpy(place, block, head)
     for at in range(head, nbytes, 512):
-        for ahead in range(at, min(at + 512, nbytes), 64):
+        for ahead in range(at - head, min(at - head + 512, nbytes), 64):
             fn_prefetch(a + ahead)
             fn_prefetch(b + ahead)
         level.stream(place + at, block + at, min(nbytes - at, <Py_ssize_t> 512))
