@@ -34,7 +34,7 @@ static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
 }
 
 /* The same of sums in memory. memcpy would take vectors in pieces, for which a load of a vector waits. */
-#define FN_MOVE(bits, real, vector, load) \
+#define FN_MOVE_LANES(bits, real, vector, load) \
     static inline void fn_move_f##bits(const real *lanes, double *eight) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
@@ -48,8 +48,8 @@ static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
         for (int i = 0; i < FN_PARTS; i++) \
             FN_DOUBLES(eight, i * FN_STEP) = sums[i]; \
     }
-FN_MOVE(32, float, fn_floats, FN_FLOATS)
-FN_MOVE(64, double, fn_doubles, FN_DOUBLES)
+FN_MOVE_LANES(32, float, fn_floats, FN_FLOATS)
+FN_MOVE_LANES(64, double, fn_doubles, FN_DOUBLES)
 
 /* 32 lanes of double in memory added up to 8 */
 static inline void fn_fold_f64(const double *lanes, double *eight)

@@ -343,9 +343,7 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 
 
 cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
-    """Doubles of scratch: a room for each part, and the blocks' gradients. Here it is known what the job is."""
-    if job.dy == NULL and job.shape.runs > 1 and in_blocks(job):
-        job.streamed = False  # only few such runs follow each other
+    """Doubles of scratch: a room for each part, and the blocks' gradients."""
     job.parts = parts_for(job.nanoseconds, units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
     if job.room_size and job.dy != NULL and job.channels == 0:
@@ -407,6 +405,8 @@ cdef void add_blocks(void* context, int part) noexcept nogil:
 
 cdef void run_sets(NormJob* job) noexcept nogil:
     cdef Py_ssize_t width = 2 * gradient_width(job)
+    if job.dy == NULL and job.shape.runs > 1 and in_blocks(job):
+        job.streamed = False  # only few such runs follow each other
     fn_parallel(set_part, job, job.parts)
     if job.dy != NULL and job.blocks > 1:
         job.parts = parts_for(work(ADD_COST, width * job.blocks, 8), width)

@@ -213,7 +213,9 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
                                              chunk.gradients, chunk.gradients + chunk.width, chunk.doubtful) != 0
     if as_block:
         emit_and_fetch(job.level, place, blocks[0].bytes, nbytes, dy + nbytes, x + nbytes)
-    for number in range(count if doubtful else 0):
+    if not doubtful:
+        return
+    for number in range(count):
         if chunk.doubtful[number]:
             redo_set(job, chunk, first, number, job.mean[first + number], NULL)
 

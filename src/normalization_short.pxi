@@ -53,6 +53,17 @@ cdef void take_vector(const NormJob* job, const char* vector, double missing, Py
     take_sets(job, <const char*> sets, FN_LANES, tile)
 
 
+cdef inline void fetch_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Begin to load sets that are taken next from memory: they lie in another sample, where no prefetcher goes by itself."""
+    cdef Py_ssize_t n = job.shape.n * job.itemsize, i
+    if not job.streamed or job.groups <= FN_LANES:
+        return
+    for i in range(first * n, (first + count) * n, 64):
+        fn_prefetch(job.x + i)
+        if job.dy != NULL:
+            fn_prefetch(job.dy + i)
+
+
 cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Sets with the same gammas, those of some samples, are taken after one another."""
     cdef double x[TILE]
@@ -81,17 +92,6 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
                 at += apart
             first += step
         begin = stop
-
-
-cdef inline void fetch_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Begin to load sets that are taken next from memory: they lie in another sample, where no prefetcher goes by itself."""
-    cdef Py_ssize_t n = job.shape.n * job.itemsize, i
-    if not job.streamed or job.groups <= FN_LANES:
-        return
-    for i in range(first * n, (first + count) * n, 64):
-        fn_prefetch(job.x + i)
-        if job.dy != NULL:
-            fn_prefetch(job.dy + i)
 
 
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,

@@ -26,11 +26,17 @@ Shape = tuple[int, ...]
 ELEMENTS: tuple[Shape, ...] = ((1,), (1000,), (16 * KI,), (256 * KI,), (4 * MI,), (64 * MI,))
 QUICK_ELEMENTS: tuple[Shape, ...] = ((1,), (16 * KI,), (MI,))
 BATCHES: tuple[Shape, ...] = ((32, 64), (128, 256), (256, 1024), (4096, 512), (65536, 256))
-IMAGES: tuple[Shape, ...] = ((16, 64, 8, 8), (32, 64, 56, 56), (8, 256, 14, 14), (64, 128, 28, 28), (700, 256, 7, 7))
+IMAGES: tuple[Shape, ...] = ((16, 64, 8, 8), (32, 64, 56, 56), (8, 256, 14, 14), (700, 256, 7, 7), (64, 128, 28, 28))
 SMALL_IMAGES: tuple[Shape, ...] = ((64, 256, 4, 4),)
 ROWS: tuple[Shape, ...] = (
-    *((1, 10), (64, 10), (128, 1000), (4096, 1024)),
-    *((1000, 10), (1000, 32), (1000, 100), (250000, 33)),
+    (1, 10),
+    (64, 10),
+    (128, 1000),
+    (4096, 1024),
+    (1000, 10),
+    (1000, 32),
+    (1000, 100),
+    (250000, 33),
 )
 NETWORKS: tuple[Shape, ...] = ((64, 100, 100, 10), (3072, 512, 512, 10))  # sizes of the layers
 FEATURES: tuple[Shape, ...] = ((32, 64), (128, 768), (4096, 1024), (1000, 16), (131072, 64))
@@ -165,8 +171,8 @@ OPS: tuple[Op, ...] = (
     ),
     _norm("layer_norm", "layer", FEATURES),
     _norm("rms_norm", "rms", FEATURES),
-    _norm("group_norm", "group", IMAGES[:3] + IMAGES[4:] + SMALL_IMAGES, groups=32),
-    _norm("instance_norm", "instance", IMAGES[:3] + IMAGES[4:] + SMALL_IMAGES),
+    _norm("group_norm", "group", IMAGES[:4] + SMALL_IMAGES, groups=32),
+    _norm("instance_norm", "instance", IMAGES[:4] + SMALL_IMAGES),
     Op(
         "batch_stats",
         "normalization",
