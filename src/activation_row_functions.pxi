@@ -10,8 +10,9 @@ cdef enum:
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
-    SHORT = 32               # floats, or elements from memory, from which gradients are faster in the row form; else FN_GROUP
+    SHORT = 24               # elements from which log_softmax's gradients are faster in the row form, in the cache
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
+    STREAMED_POWERS = 1 << 11  # most elements of one with exponentials: of more, ordinary stores overlap with them better
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -207,7 +208,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     plan.ndim += 1
     # from memory, transposing rows to and fro takes longer than their sums do
     far = (plan.inputs + 1) * plan.size * plan.itemsize > STREAM_BYTES
-    short = SHORT if direction == FN_BACKWARD and (plan.itemsize == 4 or far) else FN_GROUP
+    short = FN_GROUP
+    if direction == FN_BACKWARD:
+        short = FN_LANES if far or kind == FN_SOFTMAX else SHORT
     rows.by_row = rows.lanes < 8 or (rows.length >= short and (rows.lanes < FN_LANES
                                      or abs(row_stride[0]) <= abs(plan.source[0].strides[last])))
     for i in range(plan.inputs + 1):
@@ -219,7 +222,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     plan.result.direct = plan.result.direct and not plan.staged
     # forward gains nothing past the caches: between its exponentials ordinary stores overlap as well
     plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
-                     and bypasses_caches(plan))
+                     and (kind == FN_SOFTMAX or rows.length <= STREAMED_POWERS) and bypasses_caches(plan))
     rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles

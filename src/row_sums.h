@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "transport.h"
 #include "vectors.h"
 
 typedef double fn_double4 __attribute__((vector_size(32)));
@@ -20,16 +19,18 @@ typedef double fn_double4 __attribute__((vector_size(32)));
         (sum) = after; \
     } while (0)
 
-/* Add a vector of elements to as many sums. Floats need two vectors of doubles: one of twice the width would stay in memory. */
-#define FN_ADD_32(sums, errors, part, floats) \
+/* Add a vector of elements, part of sixteen, to as many lanes of sums in `vectors` vectors. Floats need two vectors of doubles: one of
+ * twice the width would stay in memory. */
+#define FN_ADD_32(sums, errors, vectors, part, floats) \
     do { \
         const fn_wide_doubles wide = __builtin_convertvector((floats), fn_wide_doubles); \
         fn_doubles half[2]; \
         memcpy(half, &wide, sizeof(half)); \
-        (sums)[2 * (part)] += half[0]; \
-        (sums)[2 * (part) + 1] += half[1]; \
+        (sums)[2 * (part) % (vectors)] += half[0]; \
+        (sums)[(2 * (part) + 1) % (vectors)] += half[1]; \
     } while (0)
-#define FN_ADD_64(sums, errors, part, doubles) FN_ADD_EXACTLY((sums)[part], (errors)[part], doubles)
+#define FN_ADD_64(sums, errors, vectors, part, doubles) \
+    FN_ADD_EXACTLY((sums)[(part) % (vectors)], (errors)[(part) % (vectors)], doubles)
 #define FN_ADD_ONE_32(sum, error, x) ((sum) += (x))
 #define FN_ADD_ONE_64(sum, error, x) FN_ADD_EXACTLY(sum, error, x)
 /* terms = the sixteen elements from i on, as doubles */
@@ -55,33 +56,57 @@ static inline double fn_add_four(double a, double b, double c, double d, double 
     return fn_with_error(a, low + ((even + odd) + error));
 }
 
-/* The sum of all lanes, which are here four vectors of four */
-static inline double fn_total_32(const fn_double4 *sums, const fn_double4 *errors)
+/* Four of sixteen lanes */
+#if defined(__AVX512F__)
+#define FN_QUARTER(lanes, number) ((fn_double4)_mm512_extractf64x4_pd((__m512d)(lanes)[(number) / 2], (number) % 2))
+#elif defined(__AVX__)
+#define FN_QUARTER(lanes, number) ((lanes)[number])
+#else
+typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_alias));
+#define FN_QUARTER(lanes, number) (*(const fn_any_double4 *)((const double *)(lanes) + 4 * (number)))
+#endif
+
+/* The sum of all lanes, and of eight of them */
+static inline double fn_total_32(const fn_doubles *sums, const fn_doubles *errors)
 {
-    const fn_double4 four = ((sums[0] + sums[1]) + sums[2]) + sums[3];
+    const fn_double4 four = ((FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1)) + FN_QUARTER(sums, 2)) + FN_QUARTER(sums, 3);
     (void)errors;
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
-static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *errors)
+static inline double fn_total_of_eight_32(const fn_doubles *sums, const fn_doubles *errors)
 {
-    fn_double4 four = sums[0], lost = errors[0];
-    for (int i = 1; i < 4; i++) {
-        FN_ADD_EXACTLY(four, lost, sums[i]);
-        lost += errors[i];
-    }
+    const fn_double4 four = FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1);
+    (void)errors;
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+#define FN_ADD_QUARTER(number) \
+    FN_ADD_EXACTLY(four, lost, FN_QUARTER(sums, number)); \
+    lost += FN_QUARTER(errors, number)
+static inline double fn_total_64(const fn_doubles *sums, const fn_doubles *errors)
+{
+    fn_double4 four = FN_QUARTER(sums, 0), lost = FN_QUARTER(errors, 0);
+    FN_ADD_QUARTER(1);
+    FN_ADD_QUARTER(2);
+    FN_ADD_QUARTER(3);
+    return fn_add_four(four[0], four[1], four[2], four[3], (lost[0] + lost[2]) + (lost[1] + lost[3]));
+}
+static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubles *errors)
+{
+    fn_double4 four = FN_QUARTER(sums, 0), lost = FN_QUARTER(errors, 0);
+    FN_ADD_QUARTER(1);
     return fn_add_four(four[0], four[1], four[2], four[3], (lost[0] + lost[2]) + (lost[1] + lost[3]));
 }
 
-/* vector(i): the terms of a vector from element i on */
+/* vector(i): the terms of a vector from element i on. A row of less than `few` <= 64 elements is summed from first to last. */
 #define FN_SUM_ROW(name, real, bits, vector) \
-    static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, real top) \
+    static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, ptrdiff_t few, \
+                                                   real top) \
     { \
-        enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP }; \
-        fn_doubles sums[2 * FN_PARTS], errors[2 * FN_PARTS]; \
-        fn_double4 quarter_sums[4], quarter_errors[4]; \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP, EIGHT = FN_PARTS, SIXTEEN = 2 * FN_PARTS }; \
+        fn_doubles sums[SIXTEEN], errors[SIXTEEN]; \
         ptrdiff_t i = 0; \
         (void)b, (void)top; \
-        if (n < 64) { \
+        if (n < few) { \
             double terms[16 + 64], total = 0, error = 0; /* of element j: terms[16 + j] */ \
             for (; i < n - 16; i += 16) \
                 FN_LAY_##bits(terms + 16 + i, vector, i); \
@@ -90,24 +115,27 @@ static inline double fn_total_64(const fn_double4 *sums, const fn_double4 *error
                 FN_ADD_ONE_##bits(total, error, terms[i]); \
             return fn_with_error(total, error); \
         } \
-        for (int part = 0; part < 2 * FN_PARTS; part++) \
-            sums[part] = errors[part] = (fn_doubles){0}; /* memset would be a slow instruction here */ \
+        for (int j = 0; j < SIXTEEN; j++) \
+            sums[j] = errors[j] = (fn_doubles){0}; /* memset would be a slow instruction here */ \
+        if (n < 64) { \
+            FN_ADD_REST(bits, EIGHT, vector); \
+            return fn_total_of_eight_##bits(sums, errors); \
+        } \
         for (; i + 64 <= n; i += 64) \
             for (int part = 0; part < PARTS; part++) { \
                 const ptrdiff_t at = i + part * STEP; \
-                FN_ADD_##bits(sums, errors, part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
+                FN_ADD_##bits(sums, errors, SIXTEEN, part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
             } \
-        for (; i + 16 <= n; i += 16) \
-            for (int part = 0; part < PARTS; part++) \
-                FN_ADD_##bits(sums, errors, part, vector(i + part * STEP)); \
-        if (i < n) { \
-            for (int part = 0; part < PARTS; part++) \
-                FN_ADD_##bits(sums, errors, part, fn_from_lane_##bits(vector(n - 16 + part * STEP), part, 16 - (n - i))); \
-        } \
-        memcpy(quarter_sums, sums, sizeof(sums)); \
-        memcpy(quarter_errors, errors, sizeof(errors)); \
-        return fn_total_##bits(quarter_sums, quarter_errors); \
+        FN_ADD_REST(bits, SIXTEEN, vector); \
+        return fn_total_##bits(sums, errors); \
     }
+#define FN_ADD_REST(bits, vectors, vector) \
+    for (; i + 16 <= n; i += 16) \
+        for (int part = 0; part < PARTS; part++) \
+            FN_ADD_##bits(sums, errors, vectors, part, vector(i + part * STEP)); \
+    if (i < n) \
+        for (int part = 0; part < PARTS; part++) \
+            FN_ADD_##bits(sums, errors, vectors, part, fn_from_lane_##bits(vector(n - 16 + part * STEP), part, 16 - (n - i)))
 #define FN_SUMS(real, bits) \
     FN_SUM_ROW(, real, bits, FN_VALUES_##bits) \
     FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits) \
@@ -122,53 +150,18 @@ FN_SUMS(float, 32)
 #define FN_OTHERS_64(i) ((fn_doubles)((fn_longs)FN_DOUBLES(b, i) & (FN_DOUBLES(a, i) != top)))
 FN_SUMS(double, 64)
 
-/* The same of sixteen rows of 16 <= n < 64 floats, side by side: a sum from first to last has nothing to overlap. */
-static inline void fn_sum_short_rows(const float *a, ptrdiff_t step, ptrdiff_t n, double *sums)
-{
-    float columns[16 * 64];
-    fn_doubles lanes[2 * FN_PARTS], errors;
-    (void)errors;
-    fn_transpose_32(a, step, columns, 16, 16, n);
-    for (int part = 0; part < 2 * FN_PARTS; part++)
-        lanes[part] = (fn_doubles){0};
-    for (ptrdiff_t i = 0; i < n; i++)
-        for (int part = 0; part < FN_PARTS; part++)
-            FN_ADD_32(lanes, errors, part, FN_FLOATS(columns, 16 * i + part * (16 / FN_PARTS)));
-    memcpy(sums, lanes, sizeof(lanes));
-}
-static inline void fn_sum_short_rows_of_products(const float *restrict a, ptrdiff_t a_step, const float *restrict b, ptrdiff_t b_step,
-                                                 ptrdiff_t n, double *sums)
-{
-    enum { STEP = FN_VECTOR_BYTES / sizeof(float) };
-    float products[16 * 64];
-    for (float *row = products; row < products + 16 * 64; row += 64, a += a_step, b += b_step) {
-        for (ptrdiff_t i = 0; i < n - STEP; i += STEP)
-            FN_FLOATS(row, i) = FN_FLOATS(a, i) * FN_FLOATS(b, i);
-        FN_FLOATS(row, n - STEP) = FN_FLOATS(a, n - STEP) * FN_FLOATS(b, n - STEP);
-    }
-    fn_sum_short_rows(products, 64, n, sums);
-}
-
-/* The same of up to sixteen rows */
+/* The same of rows `step` elements apart */
 #define FN_SUM_ROWS(bits, real) \
-    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t rows, double *sums) \
+    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, double *sums) \
     { \
-        if (sizeof(real) == sizeof(float) && n < 64 && rows == 16) { \
-            fn_sum_short_rows((const float *)a, step, n, sums); \
-            return; \
-        } \
         for (ptrdiff_t row = 0; row < rows; row++, a += step) \
-            sums[row] = fn_sum_row_##bits(a, a, n, 0); \
+            sums[row] = fn_sum_row_##bits(a, a, n, few, 0); \
     } \
     static inline void fn_sum_rows_of_products_##bits(const real *a, ptrdiff_t a_step, const real *b, ptrdiff_t b_step, \
-                                                      ptrdiff_t n, ptrdiff_t rows, double *sums) \
+                                                      ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, double *sums) \
     { \
-        if (sizeof(real) == sizeof(float) && n < 64 && rows == 16) { \
-            fn_sum_short_rows_of_products((const float *)a, a_step, (const float *)b, b_step, n, sums); \
-            return; \
-        } \
         for (ptrdiff_t row = 0; row < rows; row++, a += a_step, b += b_step) \
-            sums[row] = fn_sum_row_of_products_##bits(a, b, n, 0); \
+            sums[row] = fn_sum_row_of_products_##bits(a, b, n, few, 0); \
     }
 FN_SUM_ROWS(32, float)
 FN_SUM_ROWS(64, double)
@@ -210,7 +203,8 @@ FN_EXTENT(64, double, fn_doubles, fn_longs, FN_DOUBLES)
                                              real mean) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
-        const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(real)), last = n - STEP; \
+        const ptrdiff_t last = n - STEP; \
+        const ptrdiff_t head = n < 64 ? 0 : (ptrdiff_t)(-(uintptr_t)dx % FN_VECTOR_BYTES / sizeof(real)); \
         if (last < 0) { \
             for (ptrdiff_t i = 0; i < n; i++) \
                 dx[i] = y[i] * (dy[i] - mean); \
