@@ -210,9 +210,10 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
     cdef bint doubtful = job.loops.back_sets(dy, x, blocks[0].bytes if as_block else place, count, job.channels, job.inner,
                                              job.mean + first, job.invstd + first,
                                              job.gamma + first % job.groups * job.channels, streamed and not as_block,
+                                             nbytes // job.itemsize if as_block else 0,
                                              chunk.gradients, chunk.gradients + chunk.width, chunk.doubtful) != 0
     if as_block:
-        emit_and_fetch(job.level, place, blocks[0].bytes, nbytes, dy + nbytes, x + nbytes)
+        emit(job.level, True, place, blocks[0].bytes, nbytes)
     if not doubtful:
         return
     for number in range(count):
