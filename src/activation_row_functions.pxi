@@ -6,13 +6,15 @@ cdef enum:
     STAGED_PANEL_BYTES = 1 << 17
     TURNED_PANEL_BYTES = 1 << 14
     TOGETHER_BYTES = 1 << 13 # what the row form reads together
-    TOGETHER_ROW = 1 << 9    # most bytes of a row of which it takes several past the caches
+    STREAMED_BYTES = 1 << 10 # the same past the caches: reading and writing in turns, neither waits for long
+    STREAMED_POWERS = 6      # rows of which it computes exponentials there, at least, where they are ...
+    TOGETHER_ROW = 1 << 9    # ... no longer than so many bytes
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
     SHORT = 24               # elements from which log_softmax's gradients are faster in the row form, in the cache
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
-    STREAMED_POWERS = 1 << 11  # most elements of one with exponentials: of more, ordinary stores overlap with them better
+    LONGEST_POWERS = 1 << 11 # most elements of one with exponentials: of more, ordinary stores overlap with them better
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -222,8 +224,8 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     plan.result.direct = plan.result.direct and not plan.staged
     # forward gains nothing past the caches: between its exponentials ordinary stores overlap as well
     plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
-                     and (kind == FN_SOFTMAX or rows.length <= STREAMED_POWERS) and bypasses_caches(plan))
-    rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
+                     and (kind == FN_SOFTMAX or rows.length <= LONGEST_POWERS) and bypasses_caches(plan))
+    rows.width = rows_together(rows, kind == FN_LOG_SOFTMAX) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
     rows.kernel = plan.level.rows[FN_ROW_FORM if rows.by_row else FN_COLUMN_FORM][kind][direction][
@@ -244,14 +246,18 @@ cdef inline bint are_beside(const Plan* plan) noexcept nogil:
     return distance(plan.source[0].strides[plan.ndim - 2]) < distance(plan.source[0].strides[plan.ndim - 1])
 
 
-cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
+cdef Py_ssize_t rows_together(const Rows* rows, bint with_powers) noexcept nogil:
     """How many the row form takes together: as many as the first-level cache keeps from one phase to the next, or more where they
-    are read across."""
+    are read across, or less past the caches."""
     cdef const Plan* plan = &rows.plan
     cdef Py_ssize_t nbytes = rows.length * plan.itemsize, most = TOGETHER_BYTES // (plan.inputs * nbytes)
-    if rows.length < FN_LANES or (plan.streamed and nbytes > TOGETHER_ROW):
+    if rows.length < FN_LANES:
         return 1
-    if are_beside(plan):
+    if plan.streamed:
+        most = STREAMED_BYTES // nbytes
+        if with_powers and nbytes <= TOGETHER_ROW:
+            most = max(most, <Py_ssize_t> STREAMED_POWERS)
+    elif are_beside(plan):
         most = max(most, PANEL_BYTES // nbytes)
     return max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_ROWS_TOGETHER, most))
 
