@@ -17,6 +17,8 @@ cdef enum:
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
     BLOCK_RUN = 80           # values below which runs past the caches go through blocks: too many end within a line
+    FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
+    FETCHED_BYTES = 1024     # ... about so much at a time
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
@@ -183,17 +185,32 @@ cdef inline bint overlapped(const NormJob* job) noexcept nogil:
     return job.streamed and job.itemsize == 4 and not in_blocks(job)
 
 
+cdef inline bint fetches_sets(const NormJob* job) noexcept nogil:
+    """Whether sets are fetched while those of the chunk before are summed: else memory would wait for the sums, and while
+    results are written past the caches it has enough to do."""
+    return job.streamed and job.shape.runs == 1 and job.shape.n <= FETCHED_VALUES and not overlapped(job)
+
+
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets shape = job.shape
-    cdef Py_ssize_t run, turns = 1
-    shape.sets = count
+    cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run, i
+    cdef const char* x
     if overlapped(job):  # run by run as in stream_sets, for the same bits
         turns = shape.runs
         shape.runs = 1
+    elif fetches_sets(job):
+        some = max(<Py_ssize_t> 1, FETCHED_BYTES // apart)
     look_at_chunk(job, chunk, first, count)
-    for run in range(turns):
-        job.loops.sums(job.x + (first * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift,
-                       chunk.sums, chunk.sums + chunk.width)
+    while number < count:
+        x = job.x + (first + number) * apart
+        shape.sets = min(some, count - number)
+        if fetches_sets(job):
+            for i in range(0, shape.sets * apart, 64):
+                fn_prefetch(x + count * apart + i)
+        for run in range(turns):
+            job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,
+                           chunk.sums + chunk.width + number)
+        number += shape.sets
     finish_chunk(job, chunk, first, count)
 
 
