@@ -54,9 +54,9 @@ cdef void take_vector(const NormJob* job, const char* vector, double missing, Py
 
 
 cdef inline void fetch_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Begin to load sets that are taken next from memory: they lie in another sample, where no prefetcher goes by itself."""
+    """Begin to load sets that are taken next from memory, where they lie in other pages or wait for the arithmetic of these."""
     cdef Py_ssize_t n = job.shape.n * job.itemsize, i
-    if not job.streamed or job.groups <= FN_LANES:
+    if not job.streamed:
         return
     for i in range(first * n, (first + count) * n, 64):
         fn_prefetch(job.x + i)
