@@ -18,14 +18,16 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
-/* Sums in 32 lanes, in vectors, added to sums in 8 lanes of double. Those of float go through memory because of FN_WIDENED. */
+/* Sums in 32 lanes, in vectors, added to sums in 8 lanes of double */
 static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
 {
-    float sums[16];
+    fn_doubles sums[2 * FN_PARTS];
+    for (int i = 0; i < FN_PARTS; i++) {
+        const fn_wide_doubles wide = __builtin_convertvector(lanes[i] + lanes[i + FN_PARTS], fn_wide_doubles);
+        memcpy(sums + 2 * i, &wide, sizeof(wide));
+    }
     for (int i = 0; i < FN_PARTS; i++)
-        FN_FLOATS(sums, i * (16 / FN_PARTS)) = lanes[i] + lanes[i + FN_PARTS];
-    for (int i = 0; i < FN_PARTS; i++)
-        eight[i] += FN_WIDENED(sums + i * FN_STEP) + FN_WIDENED(sums + 8 + i * FN_STEP);
+        eight[i] += sums[i] + sums[i + FN_PARTS];
 }
 static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
 {
@@ -51,28 +53,15 @@ static inline void fn_add_lanes_64(const fn_doubles *lanes, fn_doubles *eight)
 FN_MOVE_LANES(32, float, fn_floats, FN_FLOATS)
 FN_MOVE_LANES(64, double, fn_doubles, FN_DOUBLES)
 
-/* 32 lanes of double in memory added up to 8 */
+/* 32 lanes of double in memory added up to 8: a vector of them, or all in memory */
+static inline fn_doubles fn_folded(const double *lanes, int i)
+{
+    return (FN_DOUBLES(lanes, i) + FN_DOUBLES(lanes, 16 + i)) + (FN_DOUBLES(lanes, 8 + i) + FN_DOUBLES(lanes, 24 + i));
+}
 static inline void fn_fold_f64(const double *lanes, double *eight)
 {
     for (int i = 0; i < 8; i += FN_STEP)
-        FN_DOUBLES(eight, i) = (FN_DOUBLES(lanes, i) + FN_DOUBLES(lanes, 16 + i))
-                               + (FN_DOUBLES(lanes, 8 + i) + FN_DOUBLES(lanes, 24 + i));
-}
-
-/* The total of eight sums: the same of any rotation of them, because addition commutes */
-typedef double fn_two __attribute__((vector_size(16), aligned(8), may_alias));
-static inline double fn_total_of_eight(const double *eight)
-{
-    const fn_two *pairs = (const fn_two *)eight;
-    const fn_two two = (pairs[0] + pairs[2]) + (pairs[1] + pairs[3]);
-    return two[0] + two[1];
-}
-static inline double fn_total_of_vectors(const fn_doubles *eight)
-{
-    double lanes[8];
-    for (int i = 0; i < FN_PARTS; i++)
-        FN_DOUBLES(lanes, i * FN_STEP) = eight[i];
-    return fn_total_of_eight(lanes);
+        FN_DOUBLES(eight, i) = fn_folded(lanes, i);
 }
 
 /* The total of 32 lanes, in vectors or in memory */
@@ -80,12 +69,13 @@ static inline double fn_total_of_lanes_32(const fn_floats *lanes)
 {
     fn_doubles eight[FN_PARTS] = {{0}};
     fn_add_lanes_32(lanes, eight);
-    return fn_total_of_vectors(eight);
+    return fn_total_of_eight(eight);
 }
 static inline double fn_total_of_lanes_64(const double *lanes)
 {
-    double eight[8];
-    fn_fold_f64(lanes, eight);
+    fn_doubles eight[FN_PARTS];
+    for (int i = 0; i < FN_PARTS; i++)
+        eight[i] = fn_folded(lanes, i * FN_STEP);
     return fn_total_of_eight(eight);
 }
 

@@ -195,7 +195,7 @@ cdef inline bint fetches_sets(const NormJob* job) noexcept nogil:
 
 cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets shape = job.shape
-    cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run, i
+    cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run
     cdef const char* x
     if overlapped(job):  # run by run as in stream_sets, for the same bits
         turns = shape.runs
@@ -207,8 +207,7 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
         x = job.x + (first + number) * apart
         shape.sets = min(some, count - number)
         if fetches_sets(job):
-            for i in range(0, shape.sets * apart, 64):
-                fn_prefetch(x + count * apart + i)
+            fetch(x + count * apart, shape.sets * apart)
         for run in range(turns):
             job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,
                            chunk.sums + chunk.width + number)

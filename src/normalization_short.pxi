@@ -55,13 +55,12 @@ cdef void take_vector(const NormJob* job, const char* vector, double missing, Py
 
 cdef inline void fetch_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Begin to load sets that are taken next from memory, where they lie in other pages or wait for the arithmetic of these."""
-    cdef Py_ssize_t n = job.shape.n * job.itemsize, i
+    cdef Py_ssize_t n = job.shape.n * job.itemsize
     if not job.streamed:
         return
-    for i in range(first * n, (first + count) * n, 64):
-        fn_prefetch(job.x + i)
-        if job.dy != NULL:
-            fn_prefetch(job.dy + i)
+    fetch(job.x + first * n, count * n)
+    if job.dy != NULL:
+        fetch(job.dy + first * n, count * n)
 
 
 cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -126,6 +126,13 @@ cdef inline void emit(const fn_level* level, bint streamed, char* place, const c
     memcpy(place, block, nbytes)
 
 
+cdef inline void fetch(const char* place, Py_ssize_t nbytes) noexcept nogil:
+    """Begin to load them."""
+    cdef Py_ssize_t at
+    for at in range(0, nbytes, 64):
+        fn_prefetch(place + at)
+
+
 cdef void emit_and_fetch(const fn_level* level, char* place, const char* block, Py_ssize_t nbytes, const char* a,
                          const char* b) noexcept nogil:
     """Copy a finished block to its place past the caches, and meanwhile fetch as much from a and b on."""

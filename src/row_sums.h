@@ -9,8 +9,6 @@
 
 #include "vectors.h"
 
-typedef double fn_double4 __attribute__((vector_size(32)));
-
 /* sum += term, and to error what that rounds off; doubles or vectors of them */
 #define FN_ADD_EXACTLY(sum, error, term) \
     do { \
@@ -19,8 +17,8 @@ typedef double fn_double4 __attribute__((vector_size(32)));
         (sum) = after; \
     } while (0)
 
-/* Add a vector of elements, part of sixteen, to as many lanes of sums in `vectors` vectors. Floats need two vectors of doubles: one of
- * twice the width would stay in memory. */
+/* Add a vector of elements, part of sixteen, to as many lanes of sums in `vectors` vectors. Floats need two vectors of doubles:
+ * one of twice the width would stay in memory. */
 #define FN_ADD_32(sums, errors, vectors, part, floats) \
     do { \
         const fn_wide_doubles wide = __builtin_convertvector((floats), fn_wide_doubles); \
@@ -56,16 +54,6 @@ static inline double fn_add_four(double a, double b, double c, double d, double 
     return fn_with_error(a, low + ((even + odd) + error));
 }
 
-/* Four of sixteen lanes */
-#if defined(__AVX512F__)
-#define FN_QUARTER(lanes, number) ((fn_double4)_mm512_extractf64x4_pd((__m512d)(lanes)[(number) / 2], (number) % 2))
-#elif defined(__AVX__)
-#define FN_QUARTER(lanes, number) ((lanes)[number])
-#else
-typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_alias));
-#define FN_QUARTER(lanes, number) (*(const fn_any_double4 *)((const double *)(lanes) + 4 * (number)))
-#endif
-
 /* The sum of all lanes, and of eight of them */
 static inline double fn_total_32(const fn_doubles *sums, const fn_doubles *errors)
 {
@@ -75,9 +63,8 @@ static inline double fn_total_32(const fn_doubles *sums, const fn_doubles *error
 }
 static inline double fn_total_of_eight_32(const fn_doubles *sums, const fn_doubles *errors)
 {
-    const fn_double4 four = FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1);
     (void)errors;
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return fn_total_of_eight(sums);
 }
 #define FN_ADD_QUARTER(number) \
     FN_ADD_EXACTLY(four, lost, FN_QUARTER(sums, number)); \
@@ -152,7 +139,8 @@ FN_SUMS(double, 64)
 
 /* The same of rows `step` elements apart */
 #define FN_SUM_ROWS(bits, real) \
-    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, double *sums) \
+    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, \
+                                          double *sums) \
     { \
         for (ptrdiff_t row = 0; row < rows; row++, a += step) \
             sums[row] = fn_sum_row_##bits(a, a, n, few, 0); \

@@ -44,9 +44,9 @@
             fn_add_lanes_##bits(product, products); \
             fn_add_lanes_##bits(square, squares); \
         } \
-        totals[0] = fn_total_of_vectors(sums); \
-        totals[1] = fn_total_of_vectors(products); \
-        totals[2] = fn_total_of_vectors(squares); \
+        totals[0] = fn_total_of_eight(sums); \
+        totals[1] = fn_total_of_eight(products); \
+        totals[2] = fn_total_of_eight(squares); \
     }
 #define FN_ADD_LANES(bits, vector, fma, load, limit) \
     for (int part = 0; part < SOME; part++) { \

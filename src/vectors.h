@@ -33,6 +33,24 @@ typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), align
 #define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i)))
 #define FN_DOUBLES(x, i) (*(fn_any_doubles *)((x) + (i)))
 
+/* Four lanes of sums in vectors, in a register where possible */
+typedef double fn_double4 __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+#define FN_QUARTER(lanes, number) ((fn_double4)_mm512_extractf64x4_pd((__m512d)(lanes)[(number) / 2], (number) % 2))
+#elif defined(__AVX__)
+#define FN_QUARTER(lanes, number) ((lanes)[number])
+#else
+typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_alias));
+#define FN_QUARTER(lanes, number) (*(const fn_any_double4 *)((const double *)(lanes) + 4 * (number)))
+#endif
+
+/* The total of eight sums: the same of any rotation of them, because addition commutes */
+static inline double fn_total_of_eight(const fn_doubles *sums)
+{
+    const fn_double4 four = FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
 /* As FN_FMAF and FN_FMA: of a * b + c gcc makes no multiply-add. */
 #if defined(__AVX512F__)
 #define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
