@@ -7,10 +7,11 @@
 
 cdef enum:
     MERGED = 256          # columns up to which rows of a narrow matrix are taken together
-    WIDE = 2048           # columns up to which results are written in whole rows
+    WIDE = 2048           # columns up to which results are written in whole rows ...
+    WIDEST = 8192         # ... past the caches, where a prefetcher loses its way in tiles
     BLOCKS = 32           # most blocks of rows
     BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
-    MOST_STRIPS = 64      # WIDE // STRIP
+    MOST_STRIPS = 256     # WIDEST // STRIP
     LINES_BYTES = 8192    # results from this size on are written in whole cache lines
 
 cdef struct Tile:
@@ -302,7 +303,7 @@ cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) n
 cdef void column_part(void* context, int part) noexcept nogil:
     cdef NormJob* job = <NormJob*> context
     cdef Tile tile
-    cdef fn_block few[2]  # a tile of 2048 columns takes 150 KB, more than the stack of some threads
+    cdef fn_block few[2]  # a tile of 8192 columns takes 600 KB, more than the stack of some threads
     cdef Py_ssize_t units = job.tiles * job.blocks
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts, unit, known = -1
     cdef Py_ssize_t nbytes = CACHE_LINE + (COEFFICIENTS + 3) * (job.tile * job.inner * job.repeat + 31) * job.itemsize
@@ -446,6 +447,7 @@ cdef void lay_out_columns(NormJob* job, double* scratch) noexcept:
 
 
 cdef void run_columns(NormJob* job) noexcept nogil:
+    cdef Py_ssize_t columns = job.groups * job.inner, most = WIDEST if job.streamed else WIDE
     if not job.given:
         column_statistics(job)
         if job.result == NULL or job.out_of_memory:
@@ -455,9 +457,9 @@ cdef void run_columns(NormJob* job) noexcept nogil:
         column_gradients(job)
         if job.out_of_memory:
             return
-    if in_loops(job) and not job.staged and job.groups * job.inner <= WIDE:
-        job.repeat = together(job.groups * job.inner, job.outer, WIDE, 16)
+    if in_loops(job) and not job.staged and columns <= most:
+        job.repeat = together(columns, job.outer, most, 16)
         if writes_directly(job):
-            set_tile(job, WIDE)
+            set_tile(job, most)
     job.applying = True
     fn_parallel(column_part, job, job.parts)

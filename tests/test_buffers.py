@@ -318,7 +318,7 @@ def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", [64, 203, 1024, 20000])
+@pytest.mark.parametrize("length", [17, 33, 64, 203, 1024, 20000])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_streamed_gradients_of_rows(name, length, dtype, streamed, threads):
     x = np.resize(sample(dtype, 500), (20003 // length + 1, length))

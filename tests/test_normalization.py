@@ -102,6 +102,8 @@ def test_agrees_with_the_reference(what, shape, gamma_shape, rest, dtype):
         (layer, (3001, 999), (999,), {}),
         (layer, (250000, 11), (11,), {}),
         (layer, (50001, 43), (43,), {}),
+        (layer, (100001, 28), (28,), {}),
+        (layer, (30001, 90), (90,), {}),
         (rms, (3001, 999), (999,), {}),
         (rms, (25001, 85), (85,), {}),
         (group, (1600, 1610), (1610,), {"groups": 70}),
