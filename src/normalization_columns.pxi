@@ -447,7 +447,7 @@ cdef void lay_out_columns(NormJob* job, double* scratch) noexcept:
 
 
 cdef void run_columns(NormJob* job) noexcept nogil:
-    cdef Py_ssize_t columns = job.groups * job.inner, most = WIDEST if job.streamed else WIDE
+    cdef Py_ssize_t columns = job.groups * job.inner, most = WIDEST if job.streamed and columns > FN_COLUMNS else WIDE
     if not job.given:
         column_statistics(job)
         if job.result == NULL or job.out_of_memory:

@@ -207,7 +207,7 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
         x = job.x + (first + number) * apart
         shape.sets = min(some, count - number)
         if fetches_sets(job):
-            fetch(x + count * apart, shape.sets * apart)
+            fn_fetch(x + count * apart, shape.sets * apart)
         for run in range(turns):
             job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,
                            chunk.sums + chunk.width + number)

@@ -18,6 +18,7 @@ cdef extern from "transport.h" nogil:
         BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
     void fn_prefetch(const void* address) noexcept
+    void fn_fetch(const char* place, Py_ssize_t nbytes) noexcept
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's limit
@@ -124,13 +125,6 @@ cdef inline void emit(const fn_level* level, bint streamed, char* place, const c
             level.stream(place + head, block + head, nbytes - head)
             return
     memcpy(place, block, nbytes)
-
-
-cdef inline void fetch(const char* place, Py_ssize_t nbytes) noexcept nogil:
-    """Begin to load them."""
-    cdef Py_ssize_t at
-    for at in range(0, nbytes, 64):
-        fn_prefetch(place + at)
 
 
 cdef void emit_and_fetch(const fn_level* level, char* place, const char* block, Py_ssize_t nbytes, const char* a,
