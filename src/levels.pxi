@@ -19,6 +19,7 @@ cdef extern from "transport.h" nogil:
     void fn_transpose_64(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept
     void fn_prefetch(const void* address) noexcept
+    void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
     void fn_end_turn(void* y, const void* turn, Py_ssize_t bytes, const void* a, const void* b, bint streamed) noexcept
 
 cdef fn_level level
@@ -29,6 +30,12 @@ level.move = fn_move
 level.stream = fn_stream
 level.transpose[<int> FN_SINGLE] = fn_transpose_32
 level.transpose[<int> FN_DOUBLE] = fn_transpose_64
+
+
+cdef inline double total_of_eight(const double* s, Py_ssize_t step) noexcept nogil:
+    """As fn_total_of_eight, of sums `step` apart, for loops over rows or sets, which gcc can make vectors of so."""
+    return ((s[0] + s[4 * step]) + (s[2 * step] + s[6 * step])) + ((s[step] + s[5 * step]) + (s[3 * step] + s[7 * step]))
+
 
 include "activation_loops.pxi"
 include "activation_row_loops.pxi"

@@ -22,10 +22,8 @@
 static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
 {
     fn_doubles sums[2 * FN_PARTS];
-    for (int i = 0; i < FN_PARTS; i++) {
-        const fn_wide_doubles wide = __builtin_convertvector(lanes[i] + lanes[i + FN_PARTS], fn_wide_doubles);
-        memcpy(sums + 2 * i, &wide, sizeof(wide));
-    }
+    for (int i = 0; i < FN_PARTS; i++)
+        fn_widen_vector(lanes[i] + lanes[i + FN_PARTS], sums + 2 * i);
     for (int i = 0; i < FN_PARTS; i++)
         eight[i] += sums[i] + sums[i + FN_PARTS];
 }

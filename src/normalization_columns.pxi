@@ -8,7 +8,7 @@
 cdef enum:
     MERGED = 256          # columns up to which rows of a narrow matrix are taken together
     WIDE = 2048           # columns up to which results are written in whole rows ...
-    WIDEST = 8192         # ... past the caches, where a prefetcher loses its way in tiles
+    WIDEST = 8192         # ... past the caches, where a prefetcher loses its way in tiles of FN_COLUMNS
     BLOCKS = 32           # most blocks of rows
     BLOCK_VALUES = 32768  # least values of a block of rows, where the array has as many
     MOST_STRIPS = 256     # WIDEST // STRIP

@@ -15,12 +15,12 @@ cdef enum:
     ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
     SLICES = 64              # most slices of a sample
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
+    SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
     BLOCK_RUN = 80           # values below which runs past the caches go through blocks: too many end within a line
     BLOCK_ROW = 96           # the same of floats forward where every element has its own gamma
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... about so much at a time
-    SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
 
 cdef struct Chunk:
     Py_ssize_t width         # of the arrays, which lie in the part's room
@@ -197,16 +197,17 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
     cdef fn_sets shape = job.shape
     cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run
     cdef const char* x
+    cdef bint fetching = fetches_sets(job)
     if overlapped(job):  # run by run as in stream_sets, for the same bits
         turns = shape.runs
         shape.runs = 1
-    elif fetches_sets(job):
+    elif fetching:
         some = max(<Py_ssize_t> 1, FETCHED_BYTES // apart)
     look_at_chunk(job, chunk, first, count)
     while number < count:
         x = job.x + (first + number) * apart
         shape.sets = min(some, count - number)
-        if fetches_sets(job):
+        if fetching:
             fn_fetch(x + count * apart, shape.sets * apart)
         for run in range(turns):
             job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,

@@ -74,7 +74,7 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
                 count = min(min(step, last - first), stop - at)
                 if job.streamed:  # the next ones lie in other pages, or wait for the arithmetic of these
                     fn_fetch(job.x + (at + apart) * nbytes, count * nbytes)
-                take_sets(job, job.x + at * job.shape.n * job.itemsize, count, x)
+                take_sets(job, job.x + at * nbytes, count, x)
                 job.level.norm_short_sets(x, job.shape.n, gamma, beta, job.eps, job.centred, mean, invstd)
                 if job.centred:
                     memcpy(job.mean + at, mean, count * sizeof(double))

@@ -18,7 +18,7 @@ cdef extern from "transport.h" nogil:
         BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
     void fn_prefetch(const void* address) noexcept
-    void fn_fetch(const char* place, Py_ssize_t nbytes) noexcept
+    void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's limit

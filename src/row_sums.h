@@ -17,13 +17,11 @@
         (sum) = after; \
     } while (0)
 
-/* Add a vector of elements, part of sixteen, to as many lanes of sums in `vectors` vectors. Floats need two vectors of doubles:
- * one of twice the width would stay in memory. */
+/* Add a vector of elements, part of sixteen, to as many lanes of sums in `vectors` vectors */
 #define FN_ADD_32(sums, errors, vectors, part, floats) \
     do { \
-        const fn_wide_doubles wide = __builtin_convertvector((floats), fn_wide_doubles); \
         fn_doubles half[2]; \
-        memcpy(half, &wide, sizeof(half)); \
+        fn_widen_vector(floats, half); \
         (sums)[2 * (part) % (vectors)] += half[0]; \
         (sums)[(2 * (part) + 1) % (vectors)] += half[1]; \
     } while (0)

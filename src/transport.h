@@ -134,10 +134,10 @@ FN_TRANSPOSE_FEW(double, 64)
 #define fn_prefetch_far(address) __builtin_prefetch((address), 0, 2)
 
 /* Begin to load so many bytes. Always inline: of a function that does nothing else gcc drops the calls, as without effect. */
-static inline __attribute__((always_inline)) void fn_fetch(const char *place, ptrdiff_t nbytes)
+static inline __attribute__((always_inline)) void fn_fetch(const void *place, ptrdiff_t nbytes)
 {
     for (ptrdiff_t i = 0; i < nbytes; i += 64)
-        fn_prefetch(place + i);
+        fn_prefetch((const char *)place + i);
 }
 
 /* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. Of many

@@ -33,6 +33,13 @@ typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), align
 #define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i)))
 #define FN_DOUBLES(x, i) (*(fn_any_doubles *)((x) + (i)))
 
+/* The doubles of a vector of floats, in two vectors: one of twice the width would stay in memory */
+static inline void fn_widen_vector(fn_floats floats, fn_doubles *two)
+{
+    const fn_wide_doubles wide = __builtin_convertvector(floats, fn_wide_doubles);
+    memcpy(two, &wide, sizeof(wide));
+}
+
 /* Four lanes of sums in vectors, in a register where possible */
 typedef double fn_double4 __attribute__((vector_size(32)));
 #if defined(__AVX512F__)
