@@ -421,9 +421,7 @@ cdef struct Copy:
 
 cdef void copy_part(void* context, int part) noexcept nogil:
     cdef Copy* job = <Copy*> context
-    cdef Py_ssize_t start = part * job.part, stop = min(job.nbytes, start + job.part), head
+    cdef Py_ssize_t start = part * job.part, stop = min(job.nbytes, start + job.part)
     if start < stop:
-        head = min(stop - start, <Py_ssize_t> (-<uintptr_t> (job.target + start) % CACHE_LINE))
-        memcpy(job.target + start, job.source + start, head)
-        job.level.stream(job.target + start + head, job.source + start + head, stop - start - head)
+        job.level.stream(job.target + start, job.source + start, stop - start)
         fn_stream_fence()

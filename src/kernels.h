@@ -69,7 +69,7 @@ typedef struct {
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
     int64_t (*back_sets)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
-                         const double *invstd, const double *gamma, int streamed, ptrdiff_t ahead, double *dgamma, double *dbeta,
+                         const double *invstd, const double *gamma, int streamed, double *dgamma, double *dbeta,
                          int64_t *doubtful);
     /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
@@ -122,7 +122,7 @@ typedef struct {
     void (*single_to_half)(fn_in x, fn_out y, ptrdiff_t n);
     /* copy n words of `itemsize` bytes, `x_step` and `y_step` bytes apart, and reverse their bytes where asked */
     void (*move)(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t n, int itemsize, int swapped);
-    void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches; dst is aligned to 64 bytes */
+    void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches */
     int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
                            fn_out var, fn_out invstd, fn_out doubtful);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);

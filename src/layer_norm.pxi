@@ -165,7 +165,7 @@ cdef bint set_groups(NormJob* job, object x, object groups, object axis, object 
     if channels % number or samples == 0 or inner == 0:
         return False
     begin_job(job, <ndarray> x)
-    if inner < RUN:
+    if inner < (RUN if dy is None or number == 1 else SHORT_RUNS):
         plan_sets(job, samples * number, number, 0, 1, channels // number * inner)
     else:
         plan_sets(job, samples * number, number, channels // number, 1, inner)

@@ -14,6 +14,7 @@ cdef extern from "transport.h" nogil:
     void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
     void fn_move(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept
     void fn_stream(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
+    void fn_stream_block(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
     void fn_transpose_32(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept
     void fn_transpose_64(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
@@ -27,7 +28,7 @@ level.name = LEVEL_NAME
 level.half_to_single = fn_half_to_single
 level.single_to_half = fn_single_to_half
 level.move = fn_move
-level.stream = fn_stream
+level.stream = fn_stream_block
 level.transpose[<int> FN_SINGLE] = fn_transpose_32
 level.transpose[<int> FN_DOUBLE] = fn_transpose_64
 

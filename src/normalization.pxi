@@ -13,6 +13,7 @@ from fastnn._table import ACTIVATIONS
 cdef enum:
     COEFFICIENTS = 6      # scale, shift, high, low, bias, centre
     RUN = 32              # the lanes of sums: inner length from which on batch norm's channels are sets
+    SHORT_RUNS = 16       # the same of group and instance norm backward, of more than one group
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 

@@ -200,20 +200,11 @@ cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_
 
 cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """backward_chunk of sets of one run for every gamma and without activation: from sums to dx in one call."""
-    cdef fn_block blocks[4]  # of NEAR_VALUES doubles
-    cdef Py_ssize_t nbytes = count * job.shape.n * job.itemsize, number
-    cdef const char* dy = job.dy + first * job.shape.apart * job.itemsize
-    cdef const char* x = job.x + first * job.shape.apart * job.itemsize
-    cdef char* place = job.result + first * job.shape.apart * job.itemsize
-    cdef bint streamed = job.streamed and not job.staged
-    cdef bint as_block = streamed and in_blocks(job) and nbytes <= <Py_ssize_t> sizeof(blocks)
-    cdef bint doubtful = job.loops.back_sets(dy, x, blocks[0].bytes if as_block else place, count, job.channels, job.inner,
+    cdef Py_ssize_t at = first * job.shape.apart * job.itemsize, number
+    cdef bint doubtful = job.loops.back_sets(job.dy + at, job.x + at, job.result + at, count, job.channels, job.inner,
                                              job.mean + first, job.invstd + first,
-                                             job.gamma + first % job.groups * job.channels, streamed and not as_block,
-                                             nbytes // job.itemsize if as_block else 0,
+                                             job.gamma + first % job.groups * job.channels, job.streamed and not job.staged,
                                              chunk.gradients, chunk.gradients + chunk.width, chunk.doubtful) != 0
-    if as_block:
-        emit(job.level, True, place, blocks[0].bytes, nbytes)
     if not doubtful:
         return
     for number in range(count):

@@ -117,14 +117,10 @@ cdef const char* load_box(const Plan* plan, const Operand* array, const Box* box
 cdef inline void emit(const fn_level* level, bint streamed, char* place, const char* block,
                       Py_ssize_t nbytes) noexcept nogil:
     """Copy a finished block to its place, past the caches where the result is streamed."""
-    cdef Py_ssize_t head
     if streamed:
-        head = (-<Py_ssize_t> place) & (CACHE_LINE - 1)
-        if head < nbytes:
-            memcpy(place, block, head)
-            level.stream(place + head, block + head, nbytes - head)
-            return
-    memcpy(place, block, nbytes)
+        level.stream(place, block, nbytes)
+    else:
+        memcpy(place, block, nbytes)
 
 
 cdef void emit_and_fetch(const fn_level* level, char* place, const char* block, Py_ssize_t nbytes, const char* a,

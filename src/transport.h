@@ -245,6 +245,14 @@ static inline void fn_stream(fn_out dst, fn_in src, ptrdiff_t bytes)
         memcpy((char *)dst + i, (const char *)src + i, (size_t)(bytes - i));
 }
 
+/* The same of any dst: what is before the first whole line is copied too. */
+static inline void fn_stream_block(fn_out dst, fn_in src, ptrdiff_t bytes)
+{
+    const ptrdiff_t before = (ptrdiff_t)(-(uintptr_t)dst % 64), head = before < bytes ? before : bytes;
+    memcpy(dst, src, (size_t)head);
+    fn_stream((char *)dst + head, (const char *)src + head, bytes - head);
+}
+
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
  * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
  * are not fetched as far ahead as one. */

@@ -77,13 +77,17 @@ static inline double fn_total_of_eight(const fn_doubles *sums)
  * that it takes apart, of __builtin_convertvector conversions of halves: batch norm's statistics take up to twice as long so. */
 #if defined(__AVX512F__)
 #define FN_WIDENED(x) ((fn_doubles)_mm512_cvtps_pd(_mm256_loadu_ps(x)))
+#define FN_STORE_NARROWED(x, value) _mm256_storeu_ps(x, _mm512_cvtpd_ps((__m512d)(value)))
 #elif defined(__AVX__)
 #define FN_WIDENED(x) ((fn_doubles)_mm256_cvtps_pd(_mm_loadu_ps(x)))
+#define FN_STORE_NARROWED(x, value) _mm_storeu_ps(x, _mm256_cvtpd_ps((__m256d)(value)))
 #elif defined(__SSE2__)
 #define FN_WIDENED(x) ((fn_doubles)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(x)))))
+#define FN_STORE_NARROWED(x, value) _mm_storel_epi64((__m128i *)(x), _mm_castps_si128(_mm_cvtpd_ps((__m128d)(value))))
 #else
 typedef float fn_half_floats __attribute__((vector_size(FN_VECTOR_BYTES / 2), aligned(4), may_alias));
 #define FN_WIDENED(x) __builtin_convertvector(*(const fn_half_floats *)(x), fn_doubles)
+#define FN_STORE_NARROWED(x, value) (*(fn_half_floats *)(x) = __builtin_convertvector(value, fn_half_floats))
 #endif
 
 /* A part of 16 lanes, with zeros in those before lane `first` */
