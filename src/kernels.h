@@ -68,7 +68,7 @@ typedef struct {
     void (*back_sums)(fn_in dy, fn_in x, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope, fn_out totals);
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
-    int64_t (*back_sets)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
+    int64_t (*back_sets)(const void *dy, const void *x, void *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
                          const double *invstd, const double *gamma, int streamed, double *dgamma, double *dbeta,
                          int64_t *doubtful);
     /* columns */
@@ -92,6 +92,10 @@ typedef struct {
     void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, ptrdiff_t n);
     void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t n, fn_in k, ptrdiff_t width, double mean, double invstd,
                           fn_out dgamma, fn_out dbeta);
+    void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, const void *gamma, const void *beta, ptrdiff_t weights,
+                       ptrdiff_t weight, double eps, int centred, int streamed, double *mean, double *invstd);
+    void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, const void *gamma, int centred,
+                            const double *mean, const double *invstd, int streamed, double *dgamma, double *dbeta);
 } fn_norm;
 
 /* A histogram's bins, and from where on an element is saturated. */

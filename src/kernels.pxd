@@ -68,7 +68,7 @@ cdef extern from "kernels.h" nogil:
                           fn_out totals) noexcept nogil
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
                            int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
-        int64_t (*back_sets)(fn_in dy, fn_in x, fn_out dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
+        int64_t (*back_sets)(const void* dy, const void* x, void* dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
                              const double* mean, const double* invstd, const double* gamma, bint streamed,
                              double* dgamma, double* dbeta, int64_t* doubtful) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
@@ -96,6 +96,12 @@ cdef extern from "kernels.h" nogil:
         void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, Py_ssize_t n) noexcept nogil
         void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t n, fn_in k, Py_ssize_t width, double mean, double invstd,
                               fn_out dgamma, fn_out dbeta) noexcept nogil
+        void (*short_rows)(const void* x, void* y, Py_ssize_t rows, Py_ssize_t n, const void* gamma, const void* beta,
+                           Py_ssize_t weights, Py_ssize_t weight, double eps, bint centred, bint streamed, double* mean,
+                           double* invstd) noexcept nogil
+        void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, const void* gamma,
+                                bint centred, const double* mean, const double* invstd, bint streamed, double* dgamma,
+                                double* dbeta) noexcept nogil
 
     ctypedef struct fn_bins:
         double first

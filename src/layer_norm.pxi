@@ -42,8 +42,10 @@ cdef int set_rows(NormJob* job, object x, object axis, object dy, object out) no
     if rows == 0 or n == 0:
         return -1
     begin_job(job, <ndarray> x)
+    if not set_operands(job, x, dy, out):
+        return -1
     plan_sets(job, rows, 1, 0, 1, n)
-    return number if set_operands(job, x, dy, out) else -1
+    return number
 
 
 cdef ndarray column_vector(object vector, ndarray x, int axis, double missing, object out):
@@ -165,12 +167,14 @@ cdef bint set_groups(NormJob* job, object x, object groups, object axis, object 
     if channels % number or samples == 0 or inner == 0:
         return False
     begin_job(job, <ndarray> x)
+    if not set_operands(job, x, dy, out):
+        return False
     if inner < (RUN if dy is None or number == 1 else SHORT_RUNS):
         plan_sets(job, samples * number, number, 0, 1, channels // number * inner)
     else:
         plan_sets(job, samples * number, number, channels // number, 1, inner)
     job.inner = inner
-    return set_operands(job, x, dy, out)
+    return True
 
 
 cdef inline Py_ssize_t channels_of(const NormJob* job) noexcept nogil:

@@ -1,14 +1,29 @@
-# Layer, RMS and group norm of short sets: FN_LANES of them are transposed into a tile of doubles, normalized side by side, and
-# transposed back. One by one, what is done once for a set would take many times as long as what is done for its elements.
+# Layer, RMS and group norm of short sets, in double. Sets of at least ROW values are taken as they lie, some of them together. Of
+# shorter ones FN_LANES are transposed into a tile of doubles, normalized side by side, and transposed back: one by one, what is
+# done once for a set would take many times as long as what is done for its elements.
 
 cdef enum:
+    ROW = 12                # values from which on sets are taken as they lie
+    LONG_SINGLES = 48       # ... and to which, forward, of floats
+    LONG_DOUBLES = 96       # ... of doubles
+    LONG_BACK = 64          # ... and backward
+    ROW_BYTES = 8192        # of data that are taken together
+    STREAMED_ROW_BYTES = 4096
     TILE = 512              # FN_LANES * RUN, what a block holds
     SHARING_VALUES = 32768  # at most, of samples whose sets of the same gammas are taken after one another
 
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
-    """Whether the sets are short, and have a gamma for every element. From RUN on their own loops are faster."""
-    return job.channels == 0 and job.shape.n < RUN
+    """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
+    cdef Py_ssize_t least = LONG_SINGLES if job.itemsize == 4 else LONG_DOUBLES
+    if job.dy != NULL:
+        least = LONG_BACK if job.groups == 1 else RUN
+    return job.channels == 0 and job.shape.n < least
+
+
+cdef inline Py_ssize_t rows_of_call(const NormJob* job) noexcept nogil:
+    """How many sets are taken together as they lie."""
+    return min(<Py_ssize_t> FN_SETS, (STREAMED_ROW_BYTES if job.streamed else ROW_BYTES) // (job.shape.n * job.itemsize))
 
 
 cdef inline Py_ssize_t sets_side_by_side(const NormJob* job) noexcept nogil:
@@ -85,6 +100,32 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
         begin = stop
 
 
+cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Sets of at least ROW values, as they lie."""
+    cdef double means[FN_SETS]
+    cdef double ones[LONG_DOUBLES]
+    cdef double zeros[LONG_DOUBLES]
+    cdef const char* weights = job.weights
+    cdef const char* offsets = job.offsets
+    cdef Py_ssize_t count, n = job.shape.n, weight = first_weight(job, begin), places = job.groups * n
+    cdef double* mean = means
+    if weights == NULL:
+        fill_elements(<char*> ones, n, 1.0, job.itemsize)
+        fill_elements(<char*> zeros, n, 0.0, job.itemsize)
+        weights = <const char*> ones
+        offsets = <const char*> zeros
+        weight = 0
+        places = n
+    while begin < end:
+        count = min(end - begin, rows_of_call(job))
+        if job.centred:
+            mean = job.mean + begin
+        job.loops.short_rows(job.x + begin * n * job.itemsize, job.result + begin * n * job.itemsize, count, n, weights, offsets,
+                             places, weight, job.eps, job.centred, job.streamed and not job.staged, mean, job.invstd + begin)
+        begin += count
+        weight = (weight + count * n) % places
+
+
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,
                           double* dbeta) noexcept nogil:
     cdef double dy[TILE]
@@ -145,11 +186,34 @@ cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
         begin += count
 
 
+cdef void back_short_rows(const NormJob* job, Py_ssize_t block) noexcept nogil:
+    """One block of sets of at least ROW values with the same gammas, as they lie."""
+    cdef double no_means[FN_SETS]
+    cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block), count, at
+    cdef double* gradients = job.partial + block * 2 * gradient_width(job)
+    cdef const double* mean = no_means
+    memset(no_means, 0, sizeof(no_means))
+    while begin < end:
+        count = min(end - begin, rows_of_call(job))
+        at = begin * n * job.itemsize
+        if job.centred:
+            mean = job.mean + begin
+        job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, count, n, job.weights, job.centred, mean,
+                                  job.invstd + begin, job.streamed and not job.staged, gradients,
+                                  gradients + gradient_width(job))
+        begin += count
+
+
 cdef void short_part(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The units of work from `begin` to `end`."""
     cdef Py_ssize_t unit
-    if job.dy == NULL:
+    if job.dy == NULL and job.shape.n >= ROW:
+        forward_short_rows(job, begin, end)
+    elif job.dy == NULL:
         forward_short_sets(job, begin, end)
     else:
         for unit in range(begin, end):
-            back_short_unit(job, unit)
+            if job.groups == 1 and job.shape.n >= ROW:
+                back_short_rows(job, unit)
+            else:
+                back_short_unit(job, unit)

@@ -1,6 +1,6 @@
-/* The gradients of sets of short runs, 8 to some hundred values with one gamma (see back_short_runs in
- * normalization_set_loops.pxi.tp), all in double. As run_gradients.h does it, most of their time would go to adding up lanes and to
- * what is done once for a run; of long runs floats take half as long there. */
+/* The gradients of sets of short runs, of at least 8 values with one gamma (see back_short_runs in
+ * normalization_set_loops.pxi.tp), all in double. As run_gradients.h does it, most of their time would go to adding up lanes and
+ * to what is done once for a run; of long runs floats take half as long there. */
 #ifndef FN_SHORT_RUNS_H
 #define FN_SHORT_RUNS_H
 
@@ -10,6 +10,46 @@
 
 #include "transport.h"
 #include "vectors.h"
+
+/* Eight values are taken at a time; the last eight of a row come with some before them, of which the first `skip` are zero. */
+#define FN_EIGHT static inline __attribute__((always_inline))
+#define FN_EACH_EIGHT(n, function, ...) \
+    for (ptrdiff_t first = 0; first + 8 <= (n); first += 8) \
+        function(first, 0, __VA_ARGS__); \
+    if ((n) % 8) \
+        function((n) - 8, 8 - (n) % 8, __VA_ARGS__)
+FN_EIGHT fn_doubles fn_skipped(fn_doubles eight, int part, ptrdiff_t skip)
+{
+    return skip ? fn_from_lane_64(eight, part, skip) : eight;
+}
+
+/* Write rows of results, `result` of the ones from an index on, after `begin` for every row. y may be what they are computed from,
+ * so the last eight of a row, if they have some in common with others, are computed first. Past the caches results gather in a
+ * block. */
+#define FN_WRITE_ROWS(real, store, y, rows, n, streamed, begin, result) \
+    do { \
+        enum { MOST = FN_BLOCK_BYTES / sizeof(real) }; \
+        real block[MOST]; \
+        ptrdiff_t done = 0, next = 0; \
+        for (ptrdiff_t row = 0; row < (rows); row++) { \
+            const ptrdiff_t first = next, last = first + (n) - 8; \
+            real *to = (streamed) ? block - done : (y); \
+            fn_doubles end[FN_PARTS]; \
+            begin; \
+            for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
+                end[part] = result(last + part * FN_STEP); \
+            for (ptrdiff_t at = first; at <= last; at += 8) \
+                for (int part = 0; part < FN_PARTS; part++) \
+                    store(to + at + part * FN_STEP, result(at + part * FN_STEP)); \
+            for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
+                store(to + last + part * FN_STEP, end[part]); \
+            next += (n); \
+            if ((streamed) && (row + 1 == (rows) || next + (n) > done + MOST)) { \
+                fn_stream_block((y) + done, block, (next - done) * (ptrdiff_t)sizeof(real)); \
+                done = next; \
+            } \
+        } \
+    } while (0)
 
 /* The totals of so many times four lanes, each in the order of fn_total_of_eight */
 static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, double *totals)
@@ -30,52 +70,41 @@ static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, 
         totals[i] = (lanes[i][0] + lanes[i][2]) + (lanes[i][1] + lanes[i][3]);
 }
 
-/* Totals of g and g * u, u = x - mean, of `runs` runs, of which `channels` have one mean; meanwhile what lies `ahead` elements after
- * x, if not 0, is fetched. The last values of a run come with some of those before, which do not count twice. */
-#define FN_SUM_SHORT_RUNS(bits, real, load) \
-    static inline void fn_lanes_of_run_##bits(const real *dy, const real *x, ptrdiff_t n, double mean, fn_double4 *sum, \
-                                              fn_double4 *product) \
+#define FN_SHORT_RUNS(bits, real, load, store) \
+    FN_EIGHT void fn_add_products_##bits(ptrdiff_t at, ptrdiff_t skip, const real *dy, const real *x, double mean, fn_doubles *sum, \
+                                         fn_doubles *product) \
     { \
-        const fn_doubles middle = mean - (fn_doubles){0}; \
-        const ptrdiff_t rest = n % 8; \
-        fn_doubles sums[FN_PARTS] = {{0}}, products[FN_PARTS] = {{0}}; \
-        for (ptrdiff_t at = 0; at + 8 <= n; at += 8) { \
-            for (int part = 0; part < FN_PARTS; part++) { \
-                const fn_doubles g = load(dy + at + part * FN_STEP), u = load(x + at + part * FN_STEP) - middle; \
-                sums[part] += g; \
-                products[part] = FN_FMA_DOUBLES(g, u, products[part]); \
-            } \
+        for (int part = 0; part < FN_PARTS; part++) { \
+            const fn_doubles g = fn_skipped(load(dy + at + part * FN_STEP), part, skip); \
+            const fn_doubles u = fn_skipped(load(x + at + part * FN_STEP) - mean, part, skip); \
+            sum[part] += g; \
+            product[part] = FN_FMA_DOUBLES(g, u, product[part]); \
         } \
-        for (int part = 0; part < FN_PARTS && rest; part++) { \
-            const ptrdiff_t at = n - 8 + part * FN_STEP; \
-            const fn_doubles g = fn_from_lane_64(load(dy + at), part, 8 - rest); \
-            const fn_doubles u = fn_from_lane_64(load(x + at) - middle, part, 8 - rest); \
-            sums[part] += g; \
-            products[part] = FN_FMA_DOUBLES(g, u, products[part]); \
-        } \
-        *sum = FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1); \
-        *product = FN_QUARTER(products, 0) + FN_QUARTER(products, 1); \
     } \
-    static inline __attribute__((always_inline)) void fn_sum_runs_of_##bits( \
-        const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const double *mean, ptrdiff_t channels, ptrdiff_t ahead, \
-        double *totals, double *products) \
+    /* Totals of g and g * u, u = x - mean, of `runs` runs, of which `channels` have one mean; meanwhile what lies `ahead` elements \
+     * after x, if not 0, is fetched. */ \
+    FN_EIGHT void fn_sum_runs_of_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const double *mean, \
+                                        ptrdiff_t channels, ptrdiff_t ahead, double *totals, double *products) \
     { \
         enum { MOST = 32 }; \
         ptrdiff_t channel = 0; \
         for (ptrdiff_t first = 0; first < runs; first += MOST) { \
             const ptrdiff_t count = runs - first < MOST ? runs - first : MOST; \
-            fn_double4 sum[MOST], product[MOST]; \
+            fn_double4 lanes[2][MOST]; \
             for (ptrdiff_t run = 0; run < count; run++, dy += n, x += n) { \
+                fn_doubles sum[FN_PARTS] = {{0}}, product[FN_PARTS] = {{0}}; \
                 if (ahead) \
                     fn_fetch(x + ahead, n * sizeof(real)); \
-                fn_lanes_of_run_##bits(dy, x, n, *mean, sum + run, product + run); \
+                FN_EACH_EIGHT(n, fn_add_products_##bits, dy, x, *mean, sum, product); \
+                lanes[0][run] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
+                lanes[1][run] = FN_QUARTER(product, 0) + FN_QUARTER(product, 1); \
                 if (++channel == channels) { \
                     channel = 0; \
                     mean++; \
                 } \
             } \
-            fn_totals_of_fours(sum, count, totals + first); \
-            fn_totals_of_fours(product, count, products + first); \
+            fn_totals_of_fours(lanes[0], count, totals + first); \
+            fn_totals_of_fours(lanes[1], count, products + first); \
         } \
     } \
     static inline void fn_sum_short_runs_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const double *mean, \
@@ -85,45 +114,16 @@ static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, 
             fn_sum_runs_of_##bits(dy, x, runs, 16, mean, channels, ahead, totals, products); \
         else \
             fn_sum_runs_of_##bits(dy, x, runs, n, mean, channels, ahead, totals, products); \
-    }
-
-/* dx = dy * gamma * invstd + (u * b + c) of sets of runs. dx may be dy or x, so the last vectors of a run, if they have values in
- * common with others, are computed first. Past the caches results gather in a block, and the next sets of dy are fetched. */
-#define FN_BACK_SHORT_RUNS(bits, real, load, store) \
-    static inline __attribute__((always_inline)) void fn_back_runs_of_##bits( \
-        const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean, \
-        const double *invstd, const double *gamma, const double *b, const double *c, int streamed) \
+    } \
+    /* dx = dy * gamma * invstd + (u * b + c) of sets of runs; past the caches the next sets of dy are fetched. */ \
+    FN_EIGHT void fn_back_runs_of_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, \
+                                         const double *mean, const double *invstd, const double *gamma, const double *b, \
+                                         const double *c, int streamed) \
     { \
-        enum { MOST = FN_BLOCK_BYTES / sizeof(real) }; \
         const fn_doubles zero = {0}; \
-        const ptrdiff_t all = sets * channels * n; \
-        ptrdiff_t at = 0, done = 0; \
-        real block[MOST]; \
-        for (ptrdiff_t run = 0, number = 0, channel = 0; run < sets * channels; run++) { \
-            const fn_doubles as = invstd[number] * gamma[run] - zero, bs = b[number] - zero, cs = c[number] - zero; \
-            const fn_doubles middle = mean[number] - zero; \
-            real *results = streamed ? block - done : dx; \
-            fn_doubles end[FN_PARTS]; \
-            if (streamed) \
-                fn_fetch(dy + at + all, n * sizeof(real)); \
-            for (int part = 0; part < FN_PARTS && n % 8; part++) \
-                end[part] = FN_BACK_SHORT(load, at + n - 8 + part * FN_STEP); \
-            for (ptrdiff_t i = at; i + 8 <= at + n; i += 8) { \
-                for (int part = 0; part < FN_PARTS; part++) \
-                    store(results + i + part * FN_STEP, FN_BACK_SHORT(load, i + part * FN_STEP)); \
-            } \
-            at += n; \
-            for (int part = 0; part < FN_PARTS && n % 8; part++) \
-                store(results + at - 8 + part * FN_STEP, end[part]); \
-            if (streamed && (at == all || at + n > done + MOST)) { \
-                fn_stream_block(dx + done, block, (at - done) * (ptrdiff_t)sizeof(real)); \
-                done = at; \
-            } \
-            if (++channel == channels) { \
-                channel = 0; \
-                number++; \
-            } \
-        } \
+        const ptrdiff_t runs = sets * channels; \
+        ptrdiff_t number = 0, channel = 0; \
+        FN_WRITE_ROWS(real, store, dx, runs, n, streamed, FN_BEGIN_RUN, FN_RUN_GRADIENT_##bits); \
     } \
     static inline void fn_back_short_runs_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, \
                                                  ptrdiff_t n, const double *mean, const double *invstd, const double *gamma, \
@@ -138,12 +138,22 @@ static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, 
         else \
             fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, mean, invstd, gamma, b, c, 1); \
     }
-#define FN_BACK_SHORT(load, at) FN_FMA_DOUBLES(load(dy + (at)), as, FN_FMA_DOUBLES(load(x + (at)) - middle, bs, cs))
+#define FN_BEGIN_RUN \
+    if (channel == channels) { \
+        channel = 0; \
+        number++; \
+    } \
+    channel++; \
+    const fn_doubles as = invstd[number] * gamma[row] - zero, bs = b[number] - zero, cs = c[number] - zero; \
+    const fn_doubles middle = mean[number] - zero; \
+    if (streamed) \
+        fn_fetch(dy + first + runs * n, n * sizeof(*dy))
+#define FN_RUN_GRADIENT(load, at) FN_FMA_DOUBLES(load(dy + (at)), as, FN_FMA_DOUBLES(load(x + (at)) - middle, bs, cs))
+#define FN_RUN_GRADIENT_32(at) FN_RUN_GRADIENT(FN_WIDENED, at)
+#define FN_RUN_GRADIENT_64(at) FN_RUN_GRADIENT(FN_LOAD_64, at)
 #define FN_LOAD_64(x) FN_DOUBLES(x, 0)
 #define FN_STORE_64(x, value) (FN_DOUBLES(x, 0) = (value))
-FN_SUM_SHORT_RUNS(32, float, FN_WIDENED)
-FN_SUM_SHORT_RUNS(64, double, FN_LOAD_64)
-FN_BACK_SHORT_RUNS(32, float, FN_WIDENED, FN_STORE_NARROWED)
-FN_BACK_SHORT_RUNS(64, double, FN_LOAD_64, FN_STORE_64)
+FN_SHORT_RUNS(32, float, FN_WIDENED, FN_STORE_NARROWED)
+FN_SHORT_RUNS(64, double, FN_LOAD_64, FN_STORE_64)
 
 #endif

@@ -1,0 +1,188 @@
+/* Layer, RMS and group norm of short rows, of at least 8 values with a gamma each (see norm_short_rows in
+ * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. All is in double and about the mean, so that
+ * nothing is ever doubtful. */
+#ifndef FN_SHORT_ROWS_H
+#define FN_SHORT_ROWS_H
+
+#include "kernels.h"
+#include "short_runs.h"
+
+/* For the mean of doubles a value near it, so that equal ones have it exactly; 0 for one that is not finite. The sum of a few
+ * floats is exact. */
+#define FN_NEAR_32(x) 0.0
+#define FN_NEAR_64(x) ((x) - (x) == 0 ? (x) : 0.0)
+#define FN_LESS_32(doubles, near) (doubles)
+#define FN_LESS_64(doubles, near) ((doubles) - (near))
+
+#define FN_SHORT_ROWS(bits, real, load, store) \
+    FN_EIGHT void fn_add_values_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, double near, fn_doubles *sum) \
+    { \
+        for (int part = 0; part < FN_PARTS; part++) \
+            sum[part] += fn_skipped(FN_LESS_##bits(load(x + at + part * FN_STEP), near), part, skip); \
+    } \
+    FN_EIGHT void fn_add_squares_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, double mean, fn_doubles *sum) \
+    { \
+        for (int part = 0; part < FN_PARTS; part++) { \
+            const fn_doubles d = fn_skipped(load(x + at + part * FN_STEP) - mean, part, skip); \
+            sum[part] = FN_FMA_DOUBLES(d, d, sum[part]); \
+        } \
+    } \
+    /* Means, and meanwhile what lies `ahead` elements after x, if not 0, is fetched */ \
+    FN_EIGHT void fn_means_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *mean) \
+    { \
+        fn_double4 lanes[FN_SETS]; \
+        for (ptrdiff_t row = 0; row < rows; row++) { \
+            fn_doubles sum[FN_PARTS] = {{0}}; \
+            if (ahead) \
+                fn_fetch(x + row * n + ahead, n * sizeof(real)); \
+            FN_EACH_EIGHT(n, fn_add_values_##bits, x + row * n, FN_NEAR_##bits(x[row * n]), sum); \
+            lanes[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
+        } \
+        fn_totals_of_fours(lanes, rows, mean); \
+        for (ptrdiff_t row = 0; row < rows; row++) \
+            mean[row] = FN_NEAR_##bits(x[row * n]) + mean[row] / (double)n; \
+    } \
+    FN_EIGHT void fn_variances_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, const double *mean, double *var) \
+    { \
+        fn_double4 lanes[FN_SETS]; \
+        for (ptrdiff_t row = 0; row < rows; row++) { \
+            fn_doubles sum[FN_PARTS] = {{0}}; \
+            FN_EACH_EIGHT(n, fn_add_squares_##bits, x + row * n, mean[row], sum); \
+            lanes[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
+        } \
+        fn_totals_of_fours(lanes, rows, var); \
+        for (ptrdiff_t row = 0; row < rows; row++) \
+            var[row] /= (double)n; \
+    } \
+    FN_EIGHT void fn_moments_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, int centred, ptrdiff_t ahead, \
+                                            double *mean, double *var) \
+    { \
+        if (centred) \
+            fn_means_of_rows_##bits(x, rows, n, ahead, mean); \
+        else \
+            memset(mean, 0, (size_t)rows * sizeof(double)); \
+        fn_variances_of_rows_##bits(x, rows, n, mean, var); \
+    } \
+    static inline void fn_short_moments_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, int centred, ptrdiff_t ahead, \
+                                               double *mean, double *var) \
+    { \
+        if (n == 16) /* nothing is left of loops and rests */ \
+            fn_moments_of_rows_##bits(x, rows, 16, centred, ahead, mean, var); \
+        else \
+            fn_moments_of_rows_##bits(x, rows, n, centred, ahead, mean, var); \
+    } \
+    /* y = (x - mean) * invstd * gamma + beta. The gammas of the first row begin at `weight`, and after `weights` of them they come \
+     * again. */ \
+    FN_EIGHT void fn_apply_rows_of_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const double *mean, \
+                                          const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
+                                          ptrdiff_t weight, int streamed) \
+    { \
+        FN_WRITE_ROWS(real, store, y, rows, n, streamed, FN_BEGIN_ROW, FN_ROW_RESULT_##bits); \
+    } \
+    static inline void fn_short_apply_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const double *mean, \
+                                             const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
+                                             ptrdiff_t weight, int streamed) \
+    { \
+        if (streamed) \
+            fn_apply_rows_of_##bits(x, y, rows, n, mean, invstd, gamma, beta, weights, weight, 1); \
+        else if (n == 16) \
+            fn_apply_rows_of_##bits(x, y, rows, 16, mean, invstd, gamma, beta, weights, weight, 0); \
+        else \
+            fn_apply_rows_of_##bits(x, y, rows, n, mean, invstd, gamma, beta, weights, weight, 0); \
+    }
+#define FN_BEGIN_ROW \
+    const ptrdiff_t from = weight - first; \
+    weight = weight + n == weights ? 0 : weight + n
+#define FN_ROW_RESULT(load, at) \
+    FN_FMA_DOUBLES((load(x + (at)) - mean[row]) * invstd[row], load(gamma + from + (at)), load(beta + from + (at)))
+#define FN_ROW_RESULT_32(at) FN_ROW_RESULT(FN_WIDENED, at)
+#define FN_ROW_RESULT_64(at) FN_ROW_RESULT(FN_LOAD_64, at)
+FN_SHORT_ROWS(32, float, FN_WIDENED, FN_STORE_NARROWED)
+FN_SHORT_ROWS(64, double, FN_LOAD_64, FN_STORE_64)
+
+/* Backward, of rows with the same gammas. Eight columns of all rows at a time, so that their gradients, which are added to, stay in
+ * registers; the sums of g and g * x_hat, g = dy * gamma, wait in eight lanes of every row. */
+#define FN_SHORT_ROWS_BACK(bits, real, load, store) \
+    FN_EIGHT void fn_add_columns_##bits(ptrdiff_t at, ptrdiff_t skip, const real *dy, const real *x, ptrdiff_t rows, ptrdiff_t n, \
+                                        const real *gamma, const double *mean, const double *invstd, ptrdiff_t ahead, \
+                                        double *dgamma, double *dbeta, fn_double4 *sums, fn_double4 *products) \
+    { \
+        fn_doubles gammas[FN_PARTS], along[FN_PARTS], beside[FN_PARTS]; \
+        for (int part = 0; part < FN_PARTS; part++) { \
+            gammas[part] = load(gamma + at + part * FN_STEP); \
+            along[part] = FN_DOUBLES(dgamma, at + part * FN_STEP); \
+            beside[part] = FN_DOUBLES(dbeta, at + part * FN_STEP); \
+        } \
+        for (ptrdiff_t row = 0; row < rows; row++) { \
+            if (ahead && at % (64 / (ptrdiff_t)sizeof(real)) == 0) \
+                fn_prefetch(x + row * n + at + ahead); \
+            for (int part = 0; part < FN_PARTS; part++) { \
+                const ptrdiff_t place = row * n + at + part * FN_STEP; \
+                double *sum = (double *)(sums + 2 * row) + part * FN_STEP, *product = (double *)(products + 2 * row) + part * FN_STEP; \
+                const fn_doubles d = fn_skipped(load(dy + place), part, skip), g = d * gammas[part]; \
+                const fn_doubles hat = fn_skipped((load(x + place) - mean[row]) * invstd[row], part, skip); \
+                FN_DOUBLES(sum, 0) += g; \
+                FN_DOUBLES(product, 0) = FN_FMA_DOUBLES(g, hat, FN_DOUBLES(product, 0)); \
+                along[part] = FN_FMA_DOUBLES(d, hat, along[part]); \
+                beside[part] += d; \
+            } \
+        } \
+        for (int part = 0; part < FN_PARTS; part++) { \
+            FN_DOUBLES(dgamma, at + part * FN_STEP) = along[part]; \
+            FN_DOUBLES(dbeta, at + part * FN_STEP) = beside[part]; \
+        } \
+    } \
+    FN_EIGHT void fn_sum_rows_of_##bits(const real *dy, const real *x, ptrdiff_t rows, ptrdiff_t n, const real *gamma, \
+                                        const double *mean, const double *invstd, ptrdiff_t ahead, double *dgamma, double *dbeta, \
+                                        double *totals, double *total_products) \
+    { \
+        fn_double4 sums[2 * FN_SETS] = {{0}}, products[2 * FN_SETS] = {{0}}; \
+        FN_EACH_EIGHT(n, fn_add_columns_##bits, dy, x, rows, n, gamma, mean, invstd, ahead, dgamma, dbeta, sums, products); \
+        for (ptrdiff_t row = 0; row < rows; row++) { \
+            sums[row] = sums[2 * row] + sums[2 * row + 1]; \
+            products[row] = products[2 * row] + products[2 * row + 1]; \
+        } \
+        fn_totals_of_fours(sums, rows, totals); \
+        fn_totals_of_fours(products, rows, total_products); \
+    } \
+    /* dx = g * invstd + (u * b + c), u = x - mean; past the caches the next rows of dy are fetched. */ \
+    FN_EIGHT void fn_back_rows_of_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, const real *gamma, \
+                                         const double *mean, const double *invstd, const double *b, const double *c, \
+                                         int streamed) \
+    { \
+        const fn_doubles zero = {0}; \
+        FN_WRITE_ROWS(real, store, dx, rows, n, streamed, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
+    } \
+    static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
+                                            const real *gamma, int centred, const double *mean, const double *invstd, int streamed, \
+                                            double *dgamma, double *dbeta) \
+    { \
+        double sums[FN_SETS], products[FN_SETS], b[FN_SETS], c[FN_SETS]; \
+        const ptrdiff_t ahead = streamed ? rows * n : 0; \
+        if (n == 16) \
+            fn_sum_rows_of_##bits(dy, x, rows, 16, gamma, mean, invstd, ahead, dgamma, dbeta, sums, products); \
+        else \
+            fn_sum_rows_of_##bits(dy, x, rows, n, gamma, mean, invstd, ahead, dgamma, dbeta, sums, products); \
+        for (ptrdiff_t row = 0; row < rows; row++) { \
+            b[row] = -(products[row] / (double)n) * invstd[row] * invstd[row]; \
+            c[row] = centred ? -(sums[row] / (double)n) * invstd[row] : 0; \
+        } \
+        if (streamed) \
+            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, 1); \
+        else if (n == 16) \
+            fn_back_rows_of_##bits(dy, x, dx, rows, 16, gamma, mean, invstd, b, c, 0); \
+        else \
+            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, 0); \
+    }
+#define FN_BEGIN_BACK_ROW \
+    const fn_doubles as = invstd[row] - zero, bs = b[row] - zero, cs = c[row] - zero, middle = mean[row] - zero; \
+    if (streamed) \
+        fn_fetch(dy + first + rows * n, n * sizeof(*dy))
+#define FN_ROW_GRADIENT(load, at) \
+    FN_FMA_DOUBLES(load(dy + (at)) * load(gamma + (at) - first), as, FN_FMA_DOUBLES(load(x + (at)) - middle, bs, cs))
+#define FN_ROW_GRADIENT_32(at) FN_ROW_GRADIENT(FN_WIDENED, at)
+#define FN_ROW_GRADIENT_64(at) FN_ROW_GRADIENT(FN_LOAD_64, at)
+FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_NARROWED)
+FN_SHORT_ROWS_BACK(64, double, FN_LOAD_64, FN_STORE_64)
+
+#endif
