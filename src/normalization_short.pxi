@@ -4,9 +4,8 @@
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
-    LONG_SINGLES = 48       # ... and to which, forward, of floats
-    LONG_DOUBLES = 96       # ... of doubles
-    LONG_BACK = 64          # ... and backward
+    LONG_ROW = 64           # ... and to which
+    LONG_DOUBLES = 96       # the same of doubles forward
     ROW_BYTES = 8192        # of data that are taken together
     STREAMED_ROW_BYTES = 4096
     TILE = 512              # FN_LANES * RUN, what a block holds
@@ -15,9 +14,11 @@ cdef enum:
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
     """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
-    cdef Py_ssize_t least = LONG_SINGLES if job.itemsize == 4 else LONG_DOUBLES
-    if job.dy != NULL:
-        least = LONG_BACK if job.groups == 1 else RUN
+    cdef Py_ssize_t least = LONG_ROW
+    if job.dy == NULL and job.itemsize == 8:
+        least = LONG_DOUBLES
+    elif job.dy != NULL and job.groups > 1:
+        least = RUN
     return job.channels == 0 and job.shape.n < least
 
 
