@@ -14,7 +14,7 @@ cdef enum:
     PRODUCT_COST = 3         # the same where there is no exponential
     SHORT = 24               # elements from which log_softmax's gradients are faster in the row form, in the cache
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
-    LONGEST_POWERS = 1 << 11 # most elements of one with exponentials: of more, ordinary stores overlap with them better
+    FETCHING_ROW = 3 << 9    # bytes from which a gradient with exponentials fetches the next row while it computes them
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -29,6 +29,7 @@ cdef struct Rows:
     Py_ssize_t tiles     # of `width` rows along their axis
     Py_ssize_t count     # of all tiles
     Py_ssize_t part      # tiles a thread takes
+    bint with_powers     # it is a gradient with exponentials
     bint out_of_memory
 
 
@@ -56,7 +57,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef char* line  # where its first cache line begins
     cdef Py_ssize_t labels[MOST_SIDE_BY_SIDE]
     cdef double losses[MOST_SIDE_BY_SIDE]
-    cdef fn_loss loss
+    cdef fn_rest rest
     cdef Operand* operand
     # in the row form, what must be there before the row
     cdef Py_ssize_t before = max(<Py_ssize_t> 0, FN_LANES - rows.length) * plan.itemsize if rows.by_row else 0
@@ -66,7 +67,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t room  # for those that are staged: a row may be as long as the memory is large
     cdef Py_ssize_t offsets[3]
     cdef int i, other = plan.inputs - 1
-    loss.labels, loss.losses, loss.share = labels, losses, rows.share
+    rest.labels, rest.losses, rest.share, rest.ahead = labels, losses, rows.share, 0
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
     if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
@@ -107,7 +108,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
                 # they were checked, but another thread of Python may write there since
                 memset(labels, 0, width * sizeof(Py_ssize_t))
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
-                    &loss)
+                    &rest)
         if used[2] == tiles[2]:
             move_tile(rows, &plan.result, places[2], count, tiles[2], pitch, scratch, False)
         if rows.labels != NULL:
@@ -118,7 +119,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
 cdef void streamed_part(void* context, int part) noexcept nogil:
     """Rows that follow each other, past the caches: a tile of them is computed beside what is left of the one before, the whole
     lines of both are written, and the rest waits. Meanwhile the operands' next tile is fetched: a prefetcher stops where a
-    page ends, and while rows are read a second time the memory would have nothing to do."""
+    page ends, and while rows are read a second time, or exponentials computed, the memory would have nothing to do."""
     cdef Rows* rows = <Rows*> context
     cdef Plan* plan = &rows.plan
     cdef Py_ssize_t row = part * rows.part * rows.width, end = min(rows.lanes, (part + 1) * rows.part * rows.width)
@@ -130,22 +131,26 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     cdef char* room
     cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
     cdef Py_ssize_t count, nbytes, whole
-    cdef fn_loss unused
+    cdef fn_rest rest
     if heap == NULL:
         rows.out_of_memory = True
         return
     room = heap + -<uintptr_t> heap % CACHE_LINE
+    rest.ahead = rows.width * rows.length if rows.with_powers and pitch >= FETCHING_ROW else 0
     y -= held
     while row < end:
         count = min(rows.width, end - row)
         nbytes = count * pitch
-        rows.kernel(a, rows.length, b, rows.length, room + held, rows.length, NULL, rows.length, count, &unused)
+        rows.kernel(a, rows.length, b, rows.length, room + held, rows.length, NULL, rows.length, count, &rest)
         row += count
         a += nbytes
         b += nbytes
         held += nbytes
         whole = held if row == end else held & -CACHE_LINE
-        emit_and_fetch(plan.level, y + skip, room + skip, whole - skip, a, b)
+        if rest.ahead:
+            emit(plan.level, True, y + skip, room + skip, whole - skip)
+        else:
+            emit_and_fetch(plan.level, y + skip, room + skip, whole - skip, a, b)
         skip = 0
         held -= whole
         memcpy(room, room + whole, held)
@@ -224,8 +229,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     plan.result.direct = plan.result.direct and not plan.staged
     # forward gains nothing past the caches: between its exponentials ordinary stores overlap as well
     plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
-                     and (kind == FN_SOFTMAX or rows.length <= LONGEST_POWERS) and bypasses_caches(plan))
-    rows.width = rows_together(rows, kind == FN_LOG_SOFTMAX) if rows.by_row else rows_side_by_side(rows)
+                     and bypasses_caches(plan))
+    rows.with_powers = kind == FN_LOG_SOFTMAX and direction == FN_BACKWARD
+    rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
     rows.kernel = plan.level.rows[FN_ROW_FORM if rows.by_row else FN_COLUMN_FORM][kind][direction][
@@ -246,7 +252,7 @@ cdef inline bint are_beside(const Plan* plan) noexcept nogil:
     return distance(plan.source[0].strides[plan.ndim - 2]) < distance(plan.source[0].strides[plan.ndim - 1])
 
 
-cdef Py_ssize_t rows_together(const Rows* rows, bint with_powers) noexcept nogil:
+cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
     """How many the row form takes together: as many as the first-level cache keeps from one phase to the next, or more where they
     are read across, or less past the caches."""
     cdef const Plan* plan = &rows.plan
@@ -255,7 +261,7 @@ cdef Py_ssize_t rows_together(const Rows* rows, bint with_powers) noexcept nogil
         return 1
     if plan.streamed:
         most = STREAMED_BYTES // nbytes
-        if with_powers and nbytes <= TOGETHER_ROW:
+        if rows.with_powers and nbytes <= TOGETHER_ROW:
             most = max(most, <Py_ssize_t> STREAMED_POWERS)
     elif are_beside(plan):
         most = max(most, PANEL_BYTES // nbytes)

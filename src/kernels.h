@@ -33,9 +33,10 @@ typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */
     double share;            /* factor of the gradient */
-} fn_loss;
+    ptrdiff_t ahead;         /* how far after its operands log_softmax's gradient fetches in the row form; 0: it does not */
+} fn_rest;
 typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn_out y, ptrdiff_t y_step, fn_out scratch,
-                        ptrdiff_t n, ptrdiff_t width, const fn_loss *loss);
+                        ptrdiff_t n, ptrdiff_t width, const fn_rest *rest);
 
 /* prelu's slopes: each goes with `inner` elements side by side, and after `count` of them they come again. The loops of prelu
  * and maxout take any number of elements; see activation_channel_loops.pxi.tp. */

@@ -32,12 +32,13 @@ cdef extern from "kernels.h" nogil:
     ctypedef void (*fn_turns)(const void* a, const void* b, void* y, Py_ssize_t n, const double* params,
                               bint streamed) noexcept nogil
 
-    ctypedef struct fn_loss:
+    ctypedef struct fn_rest:
         const Py_ssize_t* labels
         double* losses
         double share
+        Py_ssize_t ahead
     ctypedef void (*fn_rows)(fn_in a, Py_ssize_t a_step, fn_in b, Py_ssize_t b_step, fn_out y, Py_ssize_t y_step,
-                             fn_out scratch, Py_ssize_t n, Py_ssize_t width, const fn_loss* loss) noexcept nogil
+                             fn_out scratch, Py_ssize_t n, Py_ssize_t width, const fn_rest* rest) noexcept nogil
 
     ctypedef struct fn_slopes:
         const void* slopes
