@@ -6,7 +6,8 @@ cdef enum:
     STAGED_PANEL_BYTES = 1 << 17
     TURNED_PANEL_BYTES = 1 << 14
     TOGETHER_BYTES = 1 << 13 # what the row form reads together
-    STREAMED_BYTES = 1 << 10 # the same past the caches: reading and writing in turns, neither waits for long
+    STREAMED_BYTES = 1 << 10 # the same past the caches: reading and writing in turns, neither waits for long; forward, where
+    STREAMED_BYTES_FORWARD = 1 << 12  # exponentials take so long that rows are fetched while they are computed
     STREAMED_POWERS = 6      # rows of which it computes exponentials there, at least, where they are ...
     TOGETHER_ROW = 1 << 9    # ... no longer than so many bytes
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
@@ -14,7 +15,8 @@ cdef enum:
     PRODUCT_COST = 3         # the same where there is no exponential
     SHORT = 24               # elements from which log_softmax's gradients are faster in the row form, in the cache
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
-    FETCHING_ROW = 3 << 9    # bytes from which a gradient with exponentials fetches the next row while it computes them
+    STREAMED_ROW_FORWARD = 1 << 15
+    FETCHING_ROW = 3 << 9    # bytes of one from which gradients with exponentials fetch the next one while they compute them
 
 cdef struct Rows:
     Plan plan            # the row's axis is last; before it comes the one along which the kernel takes rows
@@ -29,7 +31,7 @@ cdef struct Rows:
     Py_ssize_t tiles     # of `width` rows along their axis
     Py_ssize_t count     # of all tiles
     Py_ssize_t part      # tiles a thread takes
-    bint with_powers     # it is a gradient with exponentials
+    bint with_powers     # it computes exponentials
     bint out_of_memory
 
 
@@ -125,7 +127,7 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t row = part * rows.part * rows.width, end = min(rows.lanes, (part + 1) * rows.part * rows.width)
     cdef Py_ssize_t pitch = rows.length * plan.itemsize
     cdef const char* a = plan.source[0].data + row * pitch
-    cdef const char* b = plan.source[1].data + row * pitch
+    cdef const char* b = plan.source[plan.inputs - 1].data + row * pitch
     cdef char* y = plan.result.data + row * pitch
     cdef char* heap = <char*> malloc(rows.width * pitch + 2 * CACHE_LINE)
     cdef char* room
@@ -136,7 +138,7 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
         rows.out_of_memory = True
         return
     room = heap + -<uintptr_t> heap % CACHE_LINE
-    rest.ahead = rows.width * rows.length if rows.with_powers and pitch >= FETCHING_ROW else 0
+    rest.ahead = rows.width * rows.length if rows.with_powers and (plan.inputs == 1 or pitch >= FETCHING_ROW) else 0
     y -= held
     while row < end:
         count = min(rows.width, end - row)
@@ -227,10 +229,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not rows.by_row:
             operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    # forward gains nothing past the caches: between its exponentials ordinary stores overlap as well
-    plan.streamed = (rows.by_row and direction == FN_BACKWARD and all_direct(plan) and follow_each_other(rows)
+    plan.streamed = (rows.by_row and kind != FN_CROSS_ENTROPY and all_direct(plan) and follow_each_other(rows)
                      and bypasses_caches(plan))
-    rows.with_powers = kind == FN_LOG_SOFTMAX and direction == FN_BACKWARD
+    rows.with_powers = direction == FN_FORWARD or kind == FN_LOG_SOFTMAX
     rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width
     rows.count = plan.size // (rows.length * rows.lanes) * rows.tiles
@@ -243,8 +244,9 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
 cdef bint follow_each_other(const Rows* rows) noexcept nogil:
     cdef const Plan* plan = &rows.plan
     cdef Py_ssize_t nbytes = rows.length * plan.itemsize
-    return (plan.ndim == 2 and nbytes <= STREAMED_ROW and plan.result.strides[0] == nbytes
-            and plan.source[0].strides[0] == nbytes and plan.source[1].strides[0] == nbytes)
+    return (plan.ndim == 2 and nbytes <= (STREAMED_ROW if plan.inputs == 2 else STREAMED_ROW_FORWARD)
+            and plan.result.strides[0] == nbytes and plan.source[0].strides[0] == nbytes
+            and plan.source[plan.inputs - 1].strides[0] == nbytes)
 
 
 cdef inline bint are_beside(const Plan* plan) noexcept nogil:
@@ -260,7 +262,7 @@ cdef Py_ssize_t rows_together(const Rows* rows) noexcept nogil:
     if rows.length < FN_LANES:
         return 1
     if plan.streamed:
-        most = STREAMED_BYTES // nbytes
+        most = (STREAMED_BYTES if plan.inputs == 2 else STREAMED_BYTES_FORWARD) // nbytes
         if rows.with_powers and nbytes <= TOGETHER_ROW:
             most = max(most, <Py_ssize_t> STREAMED_POWERS)
     elif are_beside(plan):

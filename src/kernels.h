@@ -33,7 +33,7 @@ typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */
     double share;            /* factor of the gradient */
-    ptrdiff_t ahead;         /* how far after its operands log_softmax's gradient fetches in the row form; 0: it does not */
+    ptrdiff_t ahead;         /* how far after their operands rows are fetched beside exponentials, in the row form; 0: they are not */
 } fn_rest;
 typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn_out y, ptrdiff_t y_step, fn_out scratch,
                         ptrdiff_t n, ptrdiff_t width, const fn_rest *rest);

@@ -318,12 +318,16 @@ def test_streamed_results_of_prelu(axis, dtype, streamed, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", [17, 33, 64, 203, 1024, 20000])
+@pytest.mark.parametrize("length", [17, 33, 64, 65, 203, 1024, 4097, 20000])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_streamed_gradients_of_rows(name, length, dtype, streamed, threads):
-    x = np.resize(sample(dtype, 500), (20003 // length + 1, length))
-    saved, backward = getattr(fn, name)(x), getattr(fn, f"{name}_backward")
-    assert_streamed_alike(streamed, lambda out: backward(x[::-1].copy(), saved, out=out), x)
+def test_streamed_rows(name, length, dtype, streamed, threads):
+    """Rows whose exponentials are in range, and others."""
+    forward, backward = getattr(fn, name), getattr(fn, f"{name}_backward")
+    for bound in (5, 500):
+        x = np.resize(sample(dtype, bound), (20003 // length + 1, length))
+        saved = forward(x)
+        assert_streamed_alike(streamed, lambda out, x=x: forward(x, out=out), x)
+        assert_streamed_alike(streamed, lambda out, x=x, saved=saved: backward(x[::-1].copy(), saved, out=out), x)
 
 
 @pytest.mark.skipif(not SYSTEM_CACHES, reason="the system does not describe its caches")
