@@ -1,6 +1,6 @@
 # Layer, RMS and group norm of short sets, in double. Sets of at least ROW values are taken as they lie, some of them together. Of
-# shorter ones FN_LANES are transposed into a tile of doubles, normalized side by side, and transposed back: one by one, what is
-# done once for a set would take many times as long as what is done for its elements.
+# shorter ones, and of groups backward, whose gammas differ, FN_LANES are transposed into a tile of doubles, normalized side by
+# side, and transposed back: one by one, what is done once for a set would take many times as long as what is done for its elements.
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
@@ -14,12 +14,12 @@ cdef enum:
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
     """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
-    cdef Py_ssize_t least = LONG_ROW
+    cdef Py_ssize_t bound = LONG_ROW
     if job.dy == NULL and job.itemsize == 8:
-        least = LONG_DOUBLES
+        bound = LONG_DOUBLES
     elif job.dy != NULL and job.groups > 1:
-        least = RUN
-    return job.channels == 0 and job.shape.n < least
+        bound = RUN
+    return job.channels == 0 and job.shape.n < bound
 
 
 cdef inline Py_ssize_t rows_of_call(const NormJob* job) noexcept nogil:
