@@ -21,6 +21,7 @@ cdef enum:
     BLOCK_ROW = 96           # the same of floats forward where every element has its own gamma
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... about so much at a time
+    GIVEN_BYTES = 4096       # how far ahead runs are fetched whose statistics are given
 
 cdef struct Chunk:
     Py_ssize_t width         # of the arrays, which lie in the part's room
@@ -246,6 +247,8 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets pieces = pieces_of(job, count)
     cdef Py_ssize_t number, run, rows, turn, place, weight, at = first * job.shape.apart * job.itemsize
+    # what was not read for its sums before is fetched, where runs follow each other
+    cdef Py_ssize_t ahead = GIVEN_BYTES // job.itemsize if job.given and pieces.runs == 1 else 0
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
     if job.staged or not in_loops(job) or in_blocks(job):
@@ -258,7 +261,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
                 job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize,
-                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, 0, 0.0, NULL, NULL)
+                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, 0.0, NULL, NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
