@@ -22,6 +22,7 @@ cdef enum:
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... about so much at a time
     GIVEN_BYTES = 4096       # how far ahead runs are fetched whose statistics are given
+    GIVEN_CHANNELS = 1024    # most channels whose coefficients are kept then
 
 cdef struct Chunk:
     Py_ssize_t width         # of the arrays, which lie in the part's room
@@ -45,8 +46,13 @@ for _number in range(FN_SETS):
     ones[<int> _number] = 1.0
 
 
+cdef inline bint keeps_coefficients(const NormJob* job) noexcept nogil:
+    """Whether those of all channels are computed once, not for every sample anew: where statistics are given."""
+    return job.given and job.dy == NULL and job.groups <= GIVEN_CHANNELS and job.sets >= 2 * job.parts * job.groups
+
+
 cdef inline Py_ssize_t chunk_width(const NormJob* job) noexcept nogil:
-    return max(<Py_ssize_t> FN_SETS, job.channels)
+    return max(<Py_ssize_t> FN_SETS, job.groups if keeps_coefficients(job) else job.channels)
 
 
 cdef inline Py_ssize_t gradient_width(const NormJob* job) noexcept nogil:
@@ -277,7 +283,10 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
 cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef const double* mean = chunk.mean
     cdef const double* invstd = chunk.invstd
+    cdef char* k = chunk.k
     cdef Py_ssize_t count
+    if keeps_coefficients(job):
+        chunk_coefficients(job, chunk, 0, job.groups, job.mean, job.invstd)
     while begin < end:
         count = chunk_sets(job, begin, end)
         if job.given:
@@ -285,8 +294,11 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
             invstd = job.invstd + begin % job.groups
         else:
             chunk_statistics(job, chunk, begin, count)
-        if job.result != NULL:
+        if keeps_coefficients(job):
+            chunk.k = k + begin % job.groups * job.itemsize
+        elif job.result != NULL:
             chunk_coefficients(job, chunk, begin, count, mean, invstd)
+        if job.result != NULL:
             apply_chunk(job, chunk, begin, count)
         begin += count
 
