@@ -285,7 +285,8 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
     cdef const double* invstd = chunk.invstd
     cdef char* k = chunk.k
     cdef Py_ssize_t count
-    if keeps_coefficients(job):
+    cdef bint kept = keeps_coefficients(job)
+    if kept:
         chunk_coefficients(job, chunk, 0, job.groups, job.mean, job.invstd)
     while begin < end:
         count = chunk_sets(job, begin, end)
@@ -294,7 +295,7 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
             invstd = job.invstd + begin % job.groups
         else:
             chunk_statistics(job, chunk, begin, count)
-        if keeps_coefficients(job):
+        if kept:
             chunk.k = k + begin % job.groups * job.itemsize
         elif job.result != NULL:
             chunk_coefficients(job, chunk, begin, count, mean, invstd)
@@ -409,11 +410,11 @@ cdef void set_part(void* context, int part) noexcept nogil:
     if job.dy != NULL:
         for unit in range(begin, end):
             clear_gradients(job, unit)
+    if not is_short(job):
+        open_chunk(job, part, &chunk)
     if is_short(job):
         short_part(job, begin, end)
-        return
-    open_chunk(job, part, &chunk)
-    if job.dy != NULL:
+    elif job.dy != NULL:
         for unit in range(begin, end):
             backward_unit(job, &chunk, unit)
     elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):

@@ -27,14 +27,11 @@
             sum[part] = FN_FMA_DOUBLES(d, d, sum[part]); \
         } \
     } \
-    /* Means, and meanwhile what lies `ahead` elements after x, if not 0, is fetched */ \
-    FN_EIGHT void fn_means_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *mean) \
+    FN_EIGHT void fn_means_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, double *mean) \
     { \
         fn_double4 lanes[FN_SETS]; \
         for (ptrdiff_t row = 0; row < rows; row++) { \
             fn_doubles sum[FN_PARTS] = {{0}}; \
-            if (ahead) \
-                fn_fetch(x + row * n + ahead, n * sizeof(real)); \
             FN_EACH_EIGHT(n, fn_add_values_##bits, x + row * n, FN_NEAR_##bits(x[row * n]), sum); \
             lanes[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
         } \
@@ -42,11 +39,15 @@
         for (ptrdiff_t row = 0; row < rows; row++) \
             mean[row] = FN_NEAR_##bits(x[row * n]) + mean[row] / (double)n; \
     } \
-    FN_EIGHT void fn_variances_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, const double *mean, double *var) \
+    /* Variances, and meanwhile what lies `ahead` elements after x, if not 0, is fetched */ \
+    FN_EIGHT void fn_variances_of_rows_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, const double *mean, \
+                                              double *var) \
     { \
         fn_double4 lanes[FN_SETS]; \
         for (ptrdiff_t row = 0; row < rows; row++) { \
             fn_doubles sum[FN_PARTS] = {{0}}; \
+            if (ahead) \
+                fn_fetch(x + row * n + ahead, n * sizeof(real)); \
             FN_EACH_EIGHT(n, fn_add_squares_##bits, x + row * n, mean[row], sum); \
             lanes[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
         } \
@@ -58,10 +59,10 @@
                                             double *mean, double *var) \
     { \
         if (centred) \
-            fn_means_of_rows_##bits(x, rows, n, ahead, mean); \
+            fn_means_of_rows_##bits(x, rows, n, mean); \
         else \
             memset(mean, 0, (size_t)rows * sizeof(double)); \
-        fn_variances_of_rows_##bits(x, rows, n, mean, var); \
+        fn_variances_of_rows_##bits(x, rows, n, ahead, mean, var); \
     } \
     static inline void fn_short_moments_##bits(const real *x, ptrdiff_t rows, ptrdiff_t n, int centred, ptrdiff_t ahead, \
                                                double *mean, double *var) \
