@@ -104,11 +104,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
                     move_tile(rows, operand, places[i], count, tiles[i], pitch, scratch, True)
                     plan.level.move(tiles[i], 0, tiles[i] - before, plan.itemsize, before // plan.itemsize, plan.itemsize, False)
         if rows.labels != NULL:
-            memset(labels, 0, width * sizeof(Py_ssize_t))
-            memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
-            if not plan.level.all_below(labels, count, rows.length):
-                # they were checked, but another thread of Python may write there since
-                memset(labels, 0, width * sizeof(Py_ssize_t))
+            take_labels(rows, first, count, width, labels)
         rows.kernel(used[0], steps[0], used[other], steps[other], used[2], steps[2], scratch, rows.length, width,
                     &rest)
         if used[2] == tiles[2]:
@@ -116,6 +112,15 @@ cdef void rows_part(void* context, int part) noexcept nogil:
         if rows.labels != NULL:
             memcpy(rows.losses + first, losses, count * sizeof(double))
     free(heap)
+
+
+cdef void take_labels(const Rows* rows, Py_ssize_t first, Py_ssize_t count, Py_ssize_t width, Py_ssize_t* labels) noexcept nogil:
+    """The labels of `count` rows, and 0 for what is missing to `width`. They were checked, but another thread of Python may write
+    there since: then all are 0."""
+    memset(labels, 0, width * sizeof(Py_ssize_t))
+    memcpy(labels, rows.labels + first, count * sizeof(Py_ssize_t))
+    if not rows.plan.level.all_below(labels, count, rows.length):
+        memset(labels, 0, width * sizeof(Py_ssize_t))
 
 
 cdef void streamed_part(void* context, int part) noexcept nogil:
@@ -133,16 +138,21 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
     cdef char* room
     cdef Py_ssize_t held = <uintptr_t> y % CACHE_LINE, skip = held  # of the first line that much belongs to others
     cdef Py_ssize_t count, nbytes, whole
+    cdef Py_ssize_t labels[FN_ROWS_TOGETHER]
     cdef fn_rest rest
     if heap == NULL:
         rows.out_of_memory = True
         return
     room = heap + -<uintptr_t> heap % CACHE_LINE
+    rest.labels, rest.losses, rest.share = labels, NULL, rows.share
     rest.ahead = rows.width * rows.length if rows.with_powers and (plan.inputs == 1 or pitch >= FETCHING_ROW) else 0
     y -= held
     while row < end:
         count = min(rows.width, end - row)
         nbytes = count * pitch
+        if rows.labels != NULL:
+            take_labels(rows, row, count, count, labels)
+            rest.losses = rows.losses + row
         rows.kernel(a, rows.length, b, rows.length, room + held, rows.length, NULL, rows.length, count, &rest)
         row += count
         a += nbytes
@@ -229,8 +239,7 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
         if not rows.by_row:
             operands[i].direct = operands[i].native and operands[i].strides[last] == plan.itemsize
     plan.result.direct = plan.result.direct and not plan.staged
-    plan.streamed = (rows.by_row and kind != FN_CROSS_ENTROPY and all_direct(plan) and follow_each_other(rows)
-                     and bypasses_caches(plan))
+    plan.streamed = rows.by_row and all_direct(plan) and follow_each_other(rows) and bypasses_caches(plan)
     rows.with_powers = direction == FN_FORWARD or kind == FN_LOG_SOFTMAX
     rows.width = rows_together(rows) if rows.by_row else rows_side_by_side(rows)
     rows.tiles = (rows.lanes + rows.width - 1) // rows.width

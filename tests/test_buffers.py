@@ -330,6 +330,18 @@ def test_streamed_rows(name, length, dtype, streamed, threads):
         assert_streamed_alike(streamed, lambda out, x=x, saved=saved: backward(x[::-1].copy(), saved, out=out), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [17, 33, 64, 203, 1024, 4097])
+def test_streamed_cross_entropy(length, dtype, streamed, threads):
+    x = np.resize(sample(dtype, 5), (20003 // length + 1, length))
+    x[~np.isfinite(x)] = 1
+    labels = np.arange(len(x)) % length
+    assert_streamed_alike(streamed, lambda out: fn.cross_entropy(x, labels, out=out)[1], x)
+    loss = fn.cross_entropy(x, labels)[0]
+    streamed(False)
+    assert fn.cross_entropy(x, labels)[0] == loss
+
+
 @pytest.mark.skipif(not SYSTEM_CACHES, reason="the system does not describe its caches")
 def test_results_bypass_the_caches_that_this_machine_has():
     limits = _core.set_stream_limits(0, 0)
