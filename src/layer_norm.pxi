@@ -147,6 +147,13 @@ def rms_norm_backward(dy, x, invrms, gamma, axis, out):
 
 # Group and instance norm.
 
+cdef inline bint takes_runs(const NormJob* job, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t inner) noexcept:
+    """Whether the runs of a channel, with one gamma, are taken one by one; else every element has its own."""
+    if job.dy == NULL or groups == 1:
+        return inner >= RUN
+    return inner >= SHORT_RUNS or (inner >= SHORTEST_RUNS and (job.itemsize == 8 or channels * inner <= SHORT_SET))
+
+
 cdef bint set_groups(NormJob* job, object x, object groups, object axis, object dy, object out) noexcept:
     """The groups of axis 1; 0 groups: as many as channels. Where the runs of a channel are short, gamma and beta are
     spread."""
@@ -169,10 +176,10 @@ cdef bint set_groups(NormJob* job, object x, object groups, object axis, object 
     begin_job(job, <ndarray> x)
     if not set_operands(job, x, dy, out):
         return False
-    if inner < (RUN if dy is None or number == 1 else SHORT_RUNS):
-        plan_sets(job, samples * number, number, 0, 1, channels // number * inner)
-    else:
+    if takes_runs(job, number, channels // number, inner):
         plan_sets(job, samples * number, number, channels // number, 1, inner)
+    else:
+        plan_sets(job, samples * number, number, 0, 1, channels // number * inner)
     job.inner = inner
     return True
 

@@ -13,7 +13,9 @@ from fastnn._table import ACTIVATIONS
 cdef enum:
     COEFFICIENTS = 6      # scale, shift, high, low, bias, centre
     RUN = 32              # the lanes of sums: inner length from which on batch norm's channels are sets
-    SHORT_RUNS = 16       # the same of group and instance norm backward, of more than one group
+    SHORT_RUNS = 12       # the same of group and instance norm backward, of more than one group ...
+    SHORTEST_RUNS = 8     # ... and of doubles, and of floats in sets of no more than
+    SHORT_SET = 128       # ... so many values
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
