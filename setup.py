@@ -86,6 +86,8 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         self.probe = new_compiler()
         customize_compiler(self.probe)
+        if not self.compiles():
+            self.warn("an empty program does not compile and link, see CC, CFLAGS, LDFLAGS: building without options")
         flags = [flag for flag in FLAGS if self.compiles(flags=[flag])]
         threads = self.compiles(
             "#include <pthread.h>\n#include <stdatomic.h>", "(void)pthread_self();", flags=["-pthread"]
@@ -136,14 +138,15 @@ class BuildExt(build_ext):
         return {"baseline": []}
 
     def compiles(self, head: str = "", body: str = "", flags: list[str] | None = None) -> bool:
-        """Whether a small program compiles and links with these flags."""
+        """Whether a small program compiles and links with these flags, and those of the environment."""
+        link_flags = [*(flags or []), *shlex.split(os.environ.get("LDFLAGS", ""))]  # CFLAGS are the compiler's already
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(f"{head}\nint main(void) {{ {body} return 0; }}\n")
             extra = [*(flags or []), "-Werror"] if self.probe.compiler_type == "unix" else flags
             try:
                 objects = self.probe.compile([str(source)], output_dir=folder, extra_postargs=extra)
-                self.probe.link_executable(objects, str(Path(folder, "probe")), extra_postargs=flags)
+                self.probe.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
             except (CompileError, LinkError):
                 return False
         return True
