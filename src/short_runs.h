@@ -32,17 +32,17 @@ FN_EIGHT fn_doubles fn_skipped(fn_doubles eight, int part, ptrdiff_t skip)
         real block[MOST]; \
         ptrdiff_t done = 0, next = 0; \
         for (ptrdiff_t row = 0; row < (rows); row++) { \
-            const ptrdiff_t first = next, last = first + (n) - 8; \
-            real *to = (streamed) ? block - done : (y); \
+            const ptrdiff_t first = next, last = first + (n) - 8, before = (streamed) ? done : 0; \
+            real *to = (streamed) ? block : (y); \
             fn_doubles end[FN_PARTS]; \
             begin; \
             for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
                 end[part] = result(last + part * FN_STEP); \
             for (ptrdiff_t at = first; at <= last; at += 8) \
                 for (int part = 0; part < FN_PARTS; part++) \
-                    store(to + at + part * FN_STEP, result(at + part * FN_STEP)); \
+                    store(to + (at - before) + part * FN_STEP, result(at + part * FN_STEP)); \
             for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
-                store(to + last + part * FN_STEP, end[part]); \
+                store(to + (last - before) + part * FN_STEP, end[part]); \
             next += (n); \
             if ((streamed) && (row + 1 == (rows) || next + (n) > done + MOST)) { \
                 fn_stream_block((y) + done, block, (next - done) * (ptrdiff_t)sizeof(real)); \
