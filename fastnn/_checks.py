@@ -336,7 +336,7 @@ def gradient_and_axis(dy: Any, x: Any, axis: Any, at_least: int = 2, samples: bo
 
 def overlaps(a: Array, b: Array) -> bool:
     """Whether the two arrays may share memory, judged by their bounds."""
-    return np.may_share_memory(a, b)
+    return np.may_share_memory(np.asarray(a), np.asarray(b))  # it would ask a subclass
 
 
 def partly_overlaps(a: Array, b: Array) -> bool:

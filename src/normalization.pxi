@@ -16,6 +16,8 @@ cdef enum:
     SHORT_RUNS = 12       # the same of group and instance norm backward, of more than one group ...
     SHORTEST_RUNS = 8     # ... and of doubles, and of floats in sets of no more than
     SHORT_SET = 128       # ... so many values
+    GIVEN_RUN = 24        # see takes_given_runs
+    SHORT_GIVEN_RUN = 16
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
@@ -126,6 +128,26 @@ cdef inline double shift_at(const NormJob* job, Py_ssize_t i) noexcept nogil:
     return finite((<const double*> job.x)[i]) if job.itemsize == 8 and job.centred else 0.0
 
 
+cdef void make_room(const NormJob* job, char* k, Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    """Change coefficients so that no x of float data overflows when it is scaled: where statistics are given it may be far from
+    them, and gamma small. All factors are powers of two."""
+    cdef float* scale = <float*> k
+    cdef float* shift = scale + width
+    cdef float* high = scale + 2 * width
+    cdef float* low = scale + 3 * width
+    cdef float factor
+    cdef Py_ssize_t i
+    if job.itemsize == 8 or not job.given or job.dy != NULL:
+        return
+    for i in range(n):
+        factor = 2.0 * scale[i]
+        if factor > 1.0 and -2.0**100 < high[i] * factor < 2.0**100:
+            scale[i] = 0.5
+            shift[i] /= factor
+            high[i] *= factor
+            low[i] *= factor
+
+
 include "normalization_exact.pxi"
 include "normalization_sets.pxi"
 include "normalization_sets_backward.pxi"
@@ -169,6 +191,13 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
     job.row = -1
 
 
+cdef inline bint takes_given_runs(const NormJob* job, Py_ssize_t channels, Py_ssize_t inner) noexcept:
+    """Whether shorter runs, too, are taken one by one where statistics are given: beside more columns than fit the nearest cache
+    with their five coefficients, and sooner where rows past the caches do not end with a line."""
+    cdef Py_ssize_t columns = channels * inner
+    return columns > FN_COLUMNS and inner >= (SHORT_GIVEN_RUN if job.streamed and columns % 16 else GIVEN_RUN)
+
+
 cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexcept:
     cdef int number, i, ndim
     cdef Py_ssize_t* dims
@@ -189,7 +218,7 @@ cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexc
         return False
     begin_job(job, <ndarray> x)
     job.given = given
-    job.by_set = inner >= RUN
+    job.by_set = inner >= RUN or (given and takes_given_runs(job, channels, inner))
     if job.by_set and given:
         plan_sets(job, outer * channels, channels, 1, 1, inner)  # runs in the order of memory
     elif job.by_set:

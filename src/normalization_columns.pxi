@@ -145,8 +145,10 @@ cdef void add_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ss
     """Sums of `rows` rows of `width` columns from element `first` on."""
     cdef fn_block g
     cdef const char* x = job.x + first * job.itemsize
-    cdef const char* dy = job.dy + first * job.itemsize
+    cdef const char* dy = NULL
     cdef Py_ssize_t turn, row, n, at, most = max(1, BLOCK_BYTES // job.itemsize // width), column
+    if job.dy != NULL:
+        dy = job.dy + first * job.itemsize
     if job.redoing:
         for turn in range(count_of(width, STRIP)):
             column = turn * STRIP
@@ -201,13 +203,12 @@ cdef void write_directly(const NormJob* job, const Tile* tile, Py_ssize_t first,
     """Results of n columns, the first of them `column` of the tile, in rows whose first such element is `first`, with
     ordinary stores."""
     cdef const char* k = tile.k + column * job.itemsize
-    cdef const char* linear = tile.linear + column * job.itemsize
     cdef Py_ssize_t at = first * job.itemsize
     if job.dy == NULL:
         job.loops.column_apply(job.x + at, job.result + at, rows, stride, stride, n, k, tile.pitch, job.kind, job.slope)
     else:
-        job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n, linear, k,
-                                    tile.pitch, job.kind, job.slope)
+        job.loops.column_back_apply(job.dy + at, job.x + at, job.result + at, rows, stride, stride, stride, n,
+                                    tile.linear + column * job.itemsize, k, tile.pitch, job.kind, job.slope)
 
 
 cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows,
@@ -218,7 +219,6 @@ cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
     cdef Py_ssize_t column = before_line(job.result + first * job.itemsize, width, job.itemsize)
     cdef Py_ssize_t lines = rows - 1 if column else rows, at = (first + column) * job.itemsize
     cdef const char* k = tile.k + column * job.itemsize
-    cdef const char* linear = tile.linear + column * job.itemsize
     if column:
         write_directly(job, tile, first, 1, width, 0, column)
         write_directly(job, tile, first + column + lines * width, 1, width, column, width - column)
@@ -227,8 +227,20 @@ cdef void write_lines(const NormJob* job, const Tile* tile, Py_ssize_t first, Py
     elif job.dy == NULL:
         job.loops.column_stream(job.x + at, job.result + at, lines, width, k, tile.pitch, job.kind, job.slope)
     else:
-        job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, lines, width, linear, k, tile.pitch,
-                                     job.kind, job.slope)
+        job.loops.column_back_stream(job.dy + at, job.x + at, job.result + at, lines, width,
+                                     tile.linear + column * job.itemsize, k, tile.pitch, job.kind, job.slope)
+
+
+cdef inline void put_part(const NormJob* job, const char* block, Py_ssize_t first, Py_ssize_t n,
+                          Py_ssize_t ahead) noexcept nogil:
+    """Copy n results to their part of a row. Past the caches, what lies `ahead` elements after that is fetched meanwhile, because a
+    prefetcher stops where the part ends."""
+    cdef Py_ssize_t nbytes = n * job.itemsize, further = (first + ahead) * job.itemsize
+    cdef char* place = job.result + first * job.itemsize
+    if job.streamed:
+        emit_and_fetch(job.level, place, block, nbytes, job.x + further, (job.x if job.dy == NULL else job.dy) + further)
+    else:
+        memcpy(place, block, nbytes)
 
 
 cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
@@ -254,8 +266,7 @@ cdef void write_columns(const NormJob* job, const Tile* tile, Py_ssize_t first, 
             emit(job.level, job.streamed, job.result + at * job.itemsize, block.bytes, m * n * job.itemsize)
         else:
             for i in range(m):
-                emit(job.level, job.streamed, job.result + (at + i * stride) * job.itemsize,
-                     block.bytes + i * n * job.itemsize, n * job.itemsize)
+                put_part(job, block.bytes + i * n * job.itemsize, at + i * stride, n, most * stride)
 
 
 cdef void write_rows(const NormJob* job, const Tile* tile, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t stride,
@@ -453,6 +464,7 @@ cdef void run_columns(NormJob* job) noexcept nogil:
         if job.result == NULL or job.out_of_memory:
             return
     job.loops.coefficients(job.mean, job.invstd, job.gamma, job.beta, job.groups, job.table, job.groups)
+    make_room(job, job.table, job.groups, job.groups)
     if job.dy != NULL:
         column_gradients(job)
         if job.out_of_memory:

@@ -159,6 +159,7 @@ cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first,
         invstd = chunk.piece_invstd
     job.loops.coefficients(mean, invstd, job.gamma + channel, job.beta + channel, count * job.channels, chunk.k,
                            chunk.width)
+    make_room(job, chunk.k, count * job.channels, chunk.width)
 
 
 # Forward.

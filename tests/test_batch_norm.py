@@ -24,6 +24,7 @@ SHAPES = [
     ((4, 3, 9), 1),
     ((16, 64, 8, 8), 1),
     ((5, 70, 7, 7), 1),
+    ((9, 40, 25), 1),
     ((2, 1100, 36), 1),
     ((8, 20, 14, 14), 1),
     ((8, 20, 7, 7), -1),
@@ -84,6 +85,8 @@ def test_agrees_with_the_reference(shape, axis, dtype, activation):
         ((700, 65, 7, 7), 1),
         ((400000, 7), 1),
         ((9000, 64, 5), 1),
+        ((1000, 257, 9), 1),
+        ((420, 257, 20), 1),
     ],
 )
 def test_large_arrays_agree_with_the_reference(shape, axis, dtype, activation):
@@ -357,6 +360,15 @@ def test_results_in_subclasses():
     inferred = fn.batch_norm_inference(x, mean, mean * mean, gamma, beta)
     assert fn.batch_norm_inference(x, mean, mean * mean, gamma, beta, out=out) is out and np.array_equal(out, inferred)
     assert type(fn.batch_norm(x.view(Tagged).T, axis=0)[0]) is np.ndarray
+    out = np.zeros_like(x).view(Closed)
+    assert fn.batch_norm(x, gamma, beta, out=out)[0] is out and np.array_equal(np.asarray(out), y)
+
+
+class Closed(np.ndarray):
+    """A subclass on which NumPy's functions do not work."""
+
+    def __array_function__(self, *call):
+        raise TypeError(f"{call[0]} is not for this class")
 
 
 def test_integers_and_bools_are_taken_as_float64():
@@ -429,6 +441,15 @@ def test_infinite_data_gives_infinite_results_in_inference(dtype, isa):
         x = np.outer([1, -1], np.full(40, value)).astype(dtype)
         y = fn.batch_norm_inference(x, mean, np.where(np.isinf(value), var, var * 1e-8), gamma)
         assert np.array_equal(y[0], np.where(gamma > 0, np.inf, -np.inf)) and np.array_equal(y[1], -y[0])
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6, 40), (6, 40, 25), (6, 3, 8, 8)])
+def test_inference_of_data_far_from_the_statistics_is_right_where_the_result_fits(shape, isa):
+    x = np.resize(np.array([1e38, -3e38, 3.4e38, 7, 0], np.float32), shape)
+    mean, var, gamma = (np.full(shape[1], value) for value in (-3e38, 0.05, 1e-2))
+    y = fn.batch_norm_inference(x, mean, var, gamma)
+    expected = reference.batch_norm_inference(x, mean, var, gamma)
+    assert np.all(np.isfinite(expected)) and np.allclose(y, expected, rtol=3e-7, atol=0)
 
 
 def test_no_channels_and_an_empty_inference_give_empty_results():
