@@ -1,5 +1,7 @@
 """The adapter for HIPS autograd, checked by autograd's own gradient checks."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,36 @@ def test_normalizations_pass_check_grads(name, args, options, shape, channels):
         check_grads(lambda x: f(x, *args, **options), modes=["fwd", "rev"], order=2)(x)
     y = getattr(fn, name)(x, *args, *params, **options)
     assert np.array_equal(f(x, *args, *params, **options), y if isinstance(y, np.ndarray) else y[0])
+
+
+@pytest.mark.parametrize("gamma", [[2, 3], np.array([2, 3]), np.array([2.0, 3.0], ">f8"), np.array([2.0, 3.0], "f4")])
+@pytest.mark.parametrize("dtype", ["i8", "u1", "?", ">f8", "f4", "f2"])
+def test_gradients_of_inference_have_the_dtypes_of_batch_norms(dtype, gamma):
+    x = np.array([[0, 1], [1, 0], [1, 1]]).astype(dtype)
+    norms = [_functions.Norm(name, 1e-5, 1) for name in ("batch_norm", "batch_norm_inference")]
+    y, *stats = norms[0].forward(x, gamma, gamma)
+    expected, got = (norm.backward(y, x, gamma, gamma, *stats) for norm in norms)
+    assert [gradient.dtype.str for gradient in got] == [gradient.dtype.str for gradient in expected]
+    dx = grad(lambda x: anp.sum(F.batch_norm_inference(x, [0, 0], [1, 1], gamma)))(x)
+    np.testing.assert_allclose(dx, np.tile([2, 3], (3, 1)), rtol=1e-3 if dtype == "f2" else 1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_the_backward_of_inference_is_silent(dtype, activation):
+    """Where it overflows, multiplies infinity by 0 or takes a negative number's root (warnings are errors here)."""
+    x, gamma = np.array([[6e4, 1, np.inf], [-6e4, 2, -np.inf]], dtype), np.array([6e4, 0, 1], dtype)
+    for var in ([1e-9, 0, 0], [1e300, -1, np.inf]):
+        f = lambda x, g, var=var: anp.sum(  # noqa: E731
+            F.batch_norm_inference(x, np.zeros(3), np.array(var), g, eps=0.0, activation=activation)
+        )
+        for argnum in (0, 1):
+            assert grad(f, argnum)(x, gamma).dtype == dtype
+
+
+def test_every_function_can_be_pickled():
+    for name in F.__all__:
+        assert pickle.loads(pickle.dumps(getattr(F, name))) is getattr(F, name)
 
 
 def test_a_network_trains():

@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -109,6 +110,27 @@ def test_running_buffers_start_at_zeros_and_are_replaced_not_overwritten():
         cs231n.dropout_forward(x, {"mode": "eval", "p": 0.5})
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_integers_count_as_float64(dtype):
+    x = np.array([[250, 1], [0, 0], [255, 3]]).astype(dtype)
+    for before in ({}, {"running_mean": np.zeros(2, dtype), "running_var": np.zeros(2, dtype)}):
+        bn_param = {"mode": "train", "eps": Fraction(1, 1000), **before}
+        cs231n.batchnorm_forward(x, np.ones(2), np.zeros(2), bn_param)
+        np.testing.assert_allclose(bn_param["running_mean"], 0.1 * x.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(bn_param["running_var"], 0.1 * x.var(0), rtol=1e-12)
+    loss, dx = cs231n.svm_loss(x, [0, 1, 0])
+    expected, expected_dx = cs231n.svm_loss(x.astype(float), [0, 1, 0])
+    assert loss == expected
+    assert np.array_equal(dx, expected_dx)
+
+
+def test_a_variance_beyond_float32_is_infinite_without_a_warning():
+    x, bn_param = np.array([[-3e25], [3e25]], np.float32), {"mode": "train"}
+    out, _ = cs231n.batchnorm_forward(x, np.ones(1), np.zeros(1), bn_param)
+    assert np.array_equal(out, [[-1], [1]])
+    assert bn_param["running_var"] == np.inf
+
+
 def test_a_constant_channel_without_eps_gives_beta_and_no_gradient():
     x = np.full((5, 2), 0.3)
     x[:, 1] = range(5)
@@ -134,6 +156,13 @@ def test_batchnorm_backward_alt_equals_backward():
     _, cache = cs231n.batchnorm_forward(RNG.standard_normal((8, 5)), np.ones(5), np.zeros(5), {"mode": "train"})
     dout = RNG.standard_normal((8, 5))
     close(cs231n.batchnorm_backward_alt(dout, cache), cs231n.batchnorm_backward(dout, cache), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["softmax_loss", "svm_loss"])
+def test_the_loss_of_no_samples_is_0(name):
+    loss, dx = getattr(cs231n, name)(np.zeros((0, 3)), np.zeros(0, int))
+    assert loss == 0
+    assert dx.shape == (0, 3)
 
 
 @pytest.mark.parametrize("name", ["softmax_loss", "svm_loss"])

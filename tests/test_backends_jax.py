@@ -1,5 +1,8 @@
 """The adapter for JAX: jit, grad, vmap and their combinations, against JAX's own functions."""
 
+import pickle
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -132,6 +135,17 @@ def test_statistics_keep_64_bits_when_jax_has_32():
     assert np.array_equal(jax.jit(jax.grad(lambda x: (F.batch_norm(x) * dy).sum()))(x), expected)
 
 
+def test_the_backward_of_inference_is_silent():
+    x = jnp.full((2, 2), 6e4, jnp.float16)
+    dx = jax.grad(lambda x: F.batch_norm_inference(x, np.zeros(2), np.array([1e-9, -1]), eps=0.0).sum())(x)
+    assert np.isnan(dx).any(0).tolist() == [False, True]
+
+
+def test_every_function_can_be_pickled():
+    for name in F.__all__:
+        assert pickle.loads(pickle.dumps(getattr(F, name))) is getattr(F, name)
+
+
 def test_large_arrays_do_not_deadlock():
     x = np.ones((512, 4096), np.float32)
     assert np.array_equal(jax.jit(lambda x: F.relu(F.relu(x) - 2))(x), np.zeros_like(x))
@@ -142,7 +156,11 @@ def test_dtypes_and_errors():
     assert F.relu(jnp.ones(3, jnp.float16)).dtype == jnp.float16
     assert F.tanh(0.5).shape == ()
     assert np.array_equal(F.softmax(X, np.int64(0)), F.softmax(X, 0))
+    assert np.array_equal(F.softmax(X, np.array(0)), F.softmax(X, 0))
     assert np.array_equal(F.elu(X, np.float32(0.5)), F.elu(X, 0.5))
+    assert np.array_equal(F.prelu(X, np.ones(4), axis=np.array(1)), X)
+    assert np.array_equal(F.batch_norm(X, eps=np.array(1e-5), axis=np.array(1)), F.batch_norm(X))
+    assert F.cross_entropy(jnp.zeros((0, 3)), []) == 0
     with pytest.raises(TypeError, match="bfloat16"):
         F.gelu(jnp.ones(3, jnp.bfloat16))
     with pytest.raises(TypeError, match="complex64"):
@@ -162,6 +180,10 @@ def test_dtypes_and_errors():
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
+        (lambda: F.elu(X, b"2"), TypeError, "alpha must be a real number"),
+        (lambda: F.elu(X, np.array("2")), TypeError, "alpha must be a real number"),
+        (lambda: F.elu(X, Fraction(10**400)), ValueError, "alpha is 1000"),
+        (lambda: F.softmax(X, True), TypeError, "axis must be an integer"),
         (lambda: F.prelu(X, np.ones(3)), ValueError, "slope has shape"),
         (lambda: F.prelu(X, np.ones(4), axis=2), np.exceptions.AxisError, "axis 2"),
         (lambda: F.maxout(X, 3), ValueError, "not a multiple of pieces"),

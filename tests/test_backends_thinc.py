@@ -152,7 +152,7 @@ def test_backprop_equals_numpy_ops_on_large_arrays(name, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("axis", [0, 1, -1, None, (0, 1)])
 def test_softmax(axis, temperature, dtype):
     X, dY = arrays(dtype, 2)
     options = {"axis": axis, "temperature": temperature}
@@ -196,11 +196,18 @@ def test_maxout(pieces, dtype):
         {"slope": -1.5, "offset": 0.5},
         {"min_val": 1.0, "max_val": 0.0},
         {"max_val": float("inf")},
+        {"slope": 2.0, "max_val": 1e39},
+        {"slope": 1e-40},
+        {"slope": 1e39},
     ],
     ids=str,
 )
+@np.errstate(over="ignore", invalid="ignore")  # thinc's own, of numbers beyond float32
 def test_clipped_linear_options(options):
     dY, X = arrays("float32", 2)
+    inplace = X.copy()
+    assert FAST.clipped_linear(inplace, **options, inplace=True) is inplace
+    np.testing.assert_allclose(inplace, HOST.clipped_linear(X, **options), rtol=1e-6)
     np.testing.assert_allclose(FAST.clipped_linear(X, **options), HOST.clipped_linear(X, **options), rtol=1e-6)
     np.testing.assert_allclose(
         FAST.backprop_clipped_linear(dY, X, **options), HOST.backprop_clipped_linear(dY, X, **options), rtol=1e-6

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -253,6 +254,51 @@ def test_dtypes_and_errors():
         F.elu(torch.ones(2), alhpa=1.0)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda x: F.elu(x, "1"), TypeError, "alpha must be a real number"),
+        (lambda x: F.elu(x, None), TypeError, "alpha must be a real number"),
+        (lambda x: F.elu(x, alpha=1j), TypeError, "alpha must be a real number"),
+        (lambda x: F.elu(x, 10**400), ValueError, "alpha is 1000"),
+        (lambda x: F.gelu(x, None), TypeError, "approximate must be"),
+        (lambda x: F.softmax(x, 1.0), TypeError, "axis must be an integer"),
+        (lambda x: F.softmax(x, True), TypeError, "axis must be an integer"),
+        (lambda x: F.softmax(x, 10**30), np.exceptions.AxisError, "out of bounds"),
+        (lambda x: F.prelu(x, torch.ones(4), axis=1.0), TypeError, "axis must be an integer"),
+        (lambda x: F.maxout(x, 2.0), TypeError, "pieces must be an integer"),
+        (lambda x: F.maxout(x, 2, -(10**30)), np.exceptions.AxisError, "out of bounds"),
+        (lambda x: F.batch_norm(x, eps="1"), TypeError, "eps must be a real number"),
+        (lambda x: F.batch_norm(x, axis=None), TypeError, "axis must be an integer"),
+        (lambda x: F.batch_norm(x, activation=1), TypeError, "activation must be the name"),
+        (lambda x: F.group_norm(x, 2.0), TypeError, "groups must be an integer"),
+        (lambda x: F.group_norm(x, True), TypeError, "groups must be an integer"),
+    ],
+)
+def test_bad_parameters_get_fastnns_errors(call, error, says):
+    with pytest.raises(error, match=says):
+        call(torch.ones(3, 4))
+
+
+def test_parameters_of_every_kind_that_fastnn_takes():
+    x = X.detach()
+    assert torch.equal(F.elu(x, Fraction(1, 2)), F.elu(x, np.array([0.5])))
+    assert torch.equal(F.softmax(x, np.array(0)), F.softmax(x, 0))
+    assert torch.equal(F.batch_norm(x, eps=Fraction(1, 1000), axis=np.int64(1)), F.batch_norm(x, eps=1e-3))
+    assert F.cross_entropy(torch.ones(0, 3), []) == 0
+
+
+def test_the_backward_of_inference_is_silent():
+    x = torch.full((2, 2), 6e4, dtype=torch.float16, requires_grad=True)
+    F.batch_norm_inference(x, torch.zeros(2), torch.tensor([1e-9, -1]), eps=0.0).sum().backward()
+    assert x.grad.isnan().any(0).tolist() == [False, True]
+
+
+def test_every_function_can_be_pickled():
+    for name in F.__all__:
+        assert pickle.loads(pickle.dumps(getattr(F, name))) is getattr(F, name)
+
+
 def test_memory_is_shared_and_strides_are_kept():
     x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert F.relu(x).stride() == x.stride()
@@ -270,6 +316,9 @@ def test_a_compiled_graph_contains_the_operators():
     module = F.BatchNorm1d(4)
     f = torch.compile(lambda x: F.gelu(module(x)), backend=backend, fullgraph=True)
     x = torch.rand(6, 4)
+    g = torch.compile(lambda x: F.elu(F.layer_norm(x), 0.5), backend=backend, fullgraph=True, dynamic=True)
+    assert torch.equal(g(x), F.elu(F.layer_norm(x), 0.5))  # dynamic: eps is a symbol there
+    assert any("fastnn.elu" in call for call in calls)
     expected = F.gelu(copy.deepcopy(module)(x))
     assert torch.equal(f(x), expected)
     assert any("fastnn.gelu" in call for call in calls)

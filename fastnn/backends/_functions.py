@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 
 import fastnn as fn
-from fastnn._checks import compute_dtype, integer_param, normalize_axis
+from fastnn._checks import (
+    as_input,
+    compute_dtype,
+    fused_activation,
+    gelu_variant,
+    gradient_and_axis,
+    integer_param,
+    normalize_axis,
+    real_param,
+    result_dtype,
+)
 from fastnn._table import ACTIVATIONS
 from fastnn.normalization import batch_norm_and_variance, inverse_deviation
 
@@ -52,12 +62,44 @@ class Function:
                 return call(args[0], *defaults)
             bound = self.signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return call(*bound.args)
+            x, *params = bound.args
+            return call(x, *map(_plain, params, self.params))
 
-        function.__name__ = function.__qualname__ = self.name
+        function.__name__ = self.name
         function.__doc__ = f"fastnn.{self.name} for {host}, differentiable with respect to x."
         function.__signature__ = self.signature  # type: ignore[attr-defined]
         return function
+
+
+def _plain(value: Any, param: tuple[str, Any]) -> Any:
+    """A parameter as a plain value of its default's type, or fastnn's error."""
+    name, default = param
+    if isinstance(default, str):
+        gelu_variant(value)
+        return value
+    return integer(value, name) if isinstance(default, int) else _real(value, name)
+
+
+def _real(value: Any, name: str) -> float:
+    """value as a float, whose range the kernels check (and torch.compile, whose floats may be symbols, could not)."""
+    return value if type(value) is float else real_param(value, name)
+
+
+def integer(value: Any, name: str) -> int:
+    """value as an int of 64 bits, which PyTorch's operators take; the kernels refuse the outermost as any beyond."""
+    return min(max(integer_param(value, name), -(1 << 63)), (1 << 63) - 1)
+
+
+def labels(given: Any) -> Any:
+    """Class labels to make an array from: every host makes floating numbers of an empty list."""
+    return np.zeros(0, np.intp) if isinstance(given, list | tuple) and not given else given
+
+
+def publish(namespace: dict[str, Any], *functions: Callable[..., Any]) -> None:
+    """Make functions members of the module that has this namespace, where pickle then finds them."""
+    for function in functions:
+        function.__module__, function.__qualname__ = namespace["__name__"], function.__name__
+        namespace[function.__name__] = function
 
 
 def _elementwise() -> dict[str, Function]:
@@ -174,7 +216,7 @@ class Norm:
         if self.name != "rms_norm":
             args.append(beta)
         result = kernel(x, *args, eps=self.eps, **self._options("activation"), out=out)
-        return (result, *constants) if constants else result
+        return (result, *map(as_input, constants)) if constants else result
 
     def forward_with_variance(self, x: Any, gamma: Any, beta: Any, out: Any = None) -> tuple[Any, ...]:
         """The same of batch_norm, and the exact variance for running statistics."""
@@ -196,21 +238,28 @@ class Norm:
 
     def _inference_backward(self, dy: Any, x: Any, gamma: Any, beta: Any, mean: Any, var: Any) -> tuple[Any, Any, Any]:
         """The line y = (x - mean) / sqrt(var + eps) * gamma + beta has no kernel for its slope."""
+        dy, x, _ = gradient_and_axis(dy, x, self.axis)
+        gamma, beta, mean, var = (None if v is None else as_input(v) for v in (gamma, beta, mean, var))
         how = layout(self, x.shape)
-        inverse = inverse_deviation(np.asarray(var, dtype=np.float64).reshape(how.param), self.eps)
-        xhat = (x - np.asarray(mean, dtype=np.float64).reshape(how.param)) * inverse
-        slope = inverse if gamma is None else inverse * gamma.reshape(how.param)
-        if self.activation is not None:
-            z = xhat if gamma is None else xhat * gamma.reshape(how.param)
-            z = z if beta is None else z + beta.reshape(how.param)
-            function = ELEMENTWISE[self.activation]
-            dy = function.backward_kernel(dy, function.kernel(z) if function.saved == "y" else z)
-        dgamma, dbeta = (dy * xhat).sum(axis=how.reduced), dy.sum(axis=how.reduced)
-        return (
-            (dy * slope).astype(x.dtype, copy=False),
-            None if gamma is None else dgamma.astype(gamma.dtype, copy=False),
-            None if beta is None else dbeta.astype(beta.dtype, copy=False),
-        )
+        with np.errstate(all="ignore"):
+            scale, shift, center, spread = (
+                None if v is None else v.astype(np.float64).reshape(how.param) for v in (gamma, beta, mean, var)
+            )
+            inverse = inverse_deviation(spread, self.eps)
+            xhat = (x - center) * inverse
+            slope = inverse if scale is None else inverse * scale
+            dz = dy
+            if self.activation is not None:
+                z = xhat if scale is None else xhat * scale
+                z = z if shift is None else z + shift
+                function = ELEMENTWISE[self.activation]
+                dz = function.backward_kernel(dy, function.kernel(z) if function.saved == "y" else z)
+            dgamma, dbeta = (dz * xhat).sum(axis=how.reduced), dz.sum(axis=how.reduced)
+            return (
+                (dz * slope).astype(result_dtype(dy, x), copy=False),
+                None if gamma is None else dgamma.astype(result_dtype(gamma), copy=False),
+                None if beta is None else dbeta.astype(result_dtype(beta), copy=False),
+            )
 
     def formula(self, x: Any, gamma: Any, beta: Any, *constants: Any, activations: Mapping[str, Any]) -> Any:
         """y by operators and methods that arrays of every host have, so that the host can differentiate it at will."""
@@ -256,7 +305,7 @@ def layout(norm: Norm, shape: tuple[int, ...]) -> Layout:
 
 def smallest(norm: Norm, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the smallest array for which a normalization takes and refuses what it does for the given shape."""
-    first = integer_param(norm.axis, "axis") % max(len(shape), 1)
+    first = norm.axis % max(len(shape), 1)
     last = len(shape) - 1 if norm.name in ("layer_norm", "rms_norm") else first
     return tuple(n if first <= i <= last else min(n, 1) for i, n in enumerate(shape))
 
@@ -276,32 +325,37 @@ def _only(shape: tuple[int, ...], *axes: int) -> tuple[int, ...]:
     return tuple(n if i in axes else 1 for i, n in enumerate(shape))
 
 
-def normalizations(call: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+def _norm(name: str, eps: Any, axis: Any, groups: int | None = None, activation: Any = None) -> Norm:
+    """A normalization with what a user gave as plain values, or fastnn's error."""
+    fused_activation(activation)
+    return Norm(name, _real(eps, "eps"), integer(axis, "axis"), groups, activation)
+
+
+def normalizations(call: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
     """The public normalizations of a host; ``call(norm, x, gamma, beta, *constants)`` gives y as the host's array."""
 
     def batch_norm(x, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None):
         """fastnn.batch_norm: y alone, differentiable with respect to x, gamma and beta."""
-        return call(Norm("batch_norm", eps, axis, activation=activation), x, gamma, beta)
+        return call(_norm("batch_norm", eps, axis, activation=activation), x, gamma, beta)
 
     def batch_norm_inference(x, mean, var, gamma=None, beta=None, *, eps=1e-5, axis=1, activation=None):
         """fastnn.batch_norm_inference, differentiable with respect to x, gamma and beta; mean and var are constants."""
-        return call(Norm("batch_norm_inference", eps, axis, activation=activation), x, gamma, beta, mean, var)
+        return call(_norm("batch_norm_inference", eps, axis, activation=activation), x, gamma, beta, mean, var)
 
     def layer_norm(x, gamma=None, beta=None, *, eps=1e-5, axis=-1):
         """fastnn.layer_norm: y alone, differentiable with respect to x, gamma and beta."""
-        return call(Norm("layer_norm", eps, axis), x, gamma, beta)
+        return call(_norm("layer_norm", eps, axis), x, gamma, beta)
 
     def rms_norm(x, gamma=None, *, eps=1e-5, axis=-1):
         """fastnn.rms_norm: y alone, differentiable with respect to x and gamma."""
-        return call(Norm("rms_norm", eps, axis), x, gamma, None)
+        return call(_norm("rms_norm", eps, axis), x, gamma, None)
 
     def group_norm(x, groups, gamma=None, beta=None, *, eps=1e-5, axis=1):
         """fastnn.group_norm: y alone, differentiable with respect to x, gamma and beta."""
-        return call(Norm("group_norm", eps, axis, groups=groups), x, gamma, beta)
+        return call(_norm("group_norm", eps, axis, integer(groups, "groups")), x, gamma, beta)
 
     def instance_norm(x, gamma=None, beta=None, *, eps=1e-5, axis=1):
         """fastnn.instance_norm: y alone, differentiable with respect to x, gamma and beta."""
-        return call(Norm("instance_norm", eps, axis), x, gamma, beta)
+        return call(_norm("instance_norm", eps, axis), x, gamma, beta)
 
-    functions = (batch_norm, batch_norm_inference, layer_norm, rms_norm, group_norm, instance_norm)
-    return {function.__name__: function for function in functions}
+    return batch_norm, batch_norm_inference, layer_norm, rms_norm, group_norm, instance_norm

@@ -166,7 +166,10 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return _cross_entropy(logits, labels)
 
 
-globals().update({name: _elementwise(function) for name, function in _functions.ELEMENTWISE.items()})
-softmax = _softmax(_functions.SOFTMAX["softmax"], _softmax_formula)
-log_softmax = _softmax(_functions.SOFTMAX["log_softmax"], _log_softmax_formula)
-globals().update(_functions.normalizations(_normalize))
+_functions.publish(
+    globals(),
+    *map(_elementwise, _functions.ELEMENTWISE.values()),
+    _softmax(_functions.SOFTMAX["softmax"], _softmax_formula),
+    _softmax(_functions.SOFTMAX["log_softmax"], _log_softmax_formula),
+    *_functions.normalizations(_normalize),
+)

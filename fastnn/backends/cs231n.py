@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastnn as fn
+from fastnn._checks import as_input, real_param
 from fastnn.normalization import batch_norm_and_variance
 
 __all__ = [
@@ -83,9 +84,11 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
     bn_param: mode "train" or "test", eps (1e-5), momentum (0.9; the share of the old running value that stays),
     running_mean and running_var (zeros). The cache is None in test mode.
     """
-    mode, eps, momentum = bn_param["mode"], bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9)
+    mode, momentum = bn_param["mode"], bn_param.get("momentum", 0.9)
+    eps = real_param(bn_param.get("eps", 1e-5), "eps", "nonnegative")
     if mode not in ("train", "test"):
         raise ValueError(f"bn_param['mode'] is {mode!r}; it must be 'train' or 'test'")
+    x = as_input(x)
     running_mean, running_var = (_running(bn_param, key, x) for key in ("running_mean", "running_var"))
     affine, cache = (gamma.reshape(-1), beta.reshape(-1)), None
     if mode == "test":
@@ -93,20 +96,21 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
     else:
         out, mean, invstd, var = batch_norm_and_variance(x, *affine, eps=eps)
         cache = (x, mean, invstd, gamma)
-        running_mean = _decayed(running_mean, mean, momentum, x.dtype)
-        running_var = _decayed(running_var, var, momentum, x.dtype)
+        with np.errstate(all="ignore"):
+            running_mean = _decayed(running_mean, mean, momentum, x)
+            running_var = _decayed(running_var, var, momentum, x)
     bn_param["running_mean"], bn_param["running_var"] = running_mean, running_var
     return out, cache
 
 
 def _running(bn_param: Params, key: str, x: Array) -> Array:
     value = bn_param.get(key)
-    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else value
+    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else as_input(value, key)
 
 
-def _decayed(running: Array, batch: Array, momentum: float, dtype: Any) -> Array:
+def _decayed(running: Array, batch: Array, momentum: float, x: Array) -> Array:
     """A new array: the running value decayed towards the batch's, in the dtype that NumPy gives x and the old value."""
-    return (momentum * running + (1 - momentum) * batch).astype(np.result_type(running, dtype))
+    return (momentum * running + (1 - momentum) * batch).astype(np.result_type(running, x))
 
 
 def batchnorm_backward(dout: Array, cache: Any) -> Grads:
@@ -176,8 +180,9 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
 
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
     """Mean multiclass hinge loss with margin 1 of the scores x (N, C) and the labels y (N,), and its gradient."""
-    count = x.shape[0]
-    rows = np.arange(count)
+    x = as_input(x)
+    count = max(x.shape[0], 1)  # of no samples the loss is 0
+    rows = np.arange(x.shape[0])
     margins = fn.relu(x - x[rows, y][:, None] + 1)
     margins[rows, y] = 0
     dx = (margins > 0).astype(x.dtype)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,11 +61,6 @@ def _call(kernel: Callable[..., Any], result: Any, *arrays: Any, batched: bool =
     """kernel(*arrays) on the host. Under vmap it sees the whole batch where ``batched``, else one example at a time."""
     method = "broadcast_all" if batched else "sequential"
     return jax.pure_callback(lambda *host: kernel(*map(np.asarray, host)), result, *arrays, vmap_method=method)
-
-
-def _static(params: Any) -> tuple[Any, ...]:
-    """Parameters as hashable Python values, which custom_vjp can set apart."""
-    return tuple(param if isinstance(param, str | Integral) else float(param) for param in params)
 
 
 def _unary(function: _functions.Function, slope: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -117,7 +111,6 @@ def _unary(function: _functions.Function, slope: Callable[..., Any] | None = Non
 
     def public(x: Any, *params: Any) -> Any:
         x = _checked(x)
-        params = _static(params)
         function.kernel(np.zeros((0,) * x.ndim, x.dtype), *params)  # a bad parameter fails here, not in the callback
         return forward(params, x)
 
@@ -306,7 +299,7 @@ def prelu(x: Any, slope: Any, *, axis: int = 1) -> Any:
     """fastnn.prelu for JAX, differentiable with respect to x and slope."""
     x = _checked(x)
     slope = jnp.asarray(slope, x.dtype)
-    _checks.as_slope(_blank(slope), x.shape, axis)
+    _, axis = _checks.as_slope(_blank(slope), x.shape, axis)
     return _prelu(axis, x, slope)
 
 
@@ -319,7 +312,7 @@ def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for JAX, differentiable with respect to the logits."""
-    logits, labels = _checked(logits, "logits"), jnp.asarray(labels)
+    logits, labels = _checked(logits, "logits"), jnp.asarray(_functions.labels(labels))
     _checks.check_logits(logits)
     _checks.as_labels(np.zeros(labels.shape, labels.dtype), *logits.shape)
     return _cross_entropy(None, logits, labels)
@@ -333,7 +326,10 @@ def _normalize(norm: _functions.Norm, x: Any, *arrays: Any) -> Any:
     return _normalization(norm, x, *arrays)
 
 
-globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})
-softmax = _unary(_functions.SOFTMAX["softmax"], _softmax_slope)
-log_softmax = _unary(_functions.SOFTMAX["log_softmax"], _log_softmax_slope)
-globals().update(_functions.normalizations(_normalize))
+_functions.publish(
+    globals(),
+    *map(_unary, _functions.ELEMENTWISE.values()),
+    _unary(_functions.SOFTMAX["softmax"], _softmax_slope),
+    _unary(_functions.SOFTMAX["log_softmax"], _log_softmax_slope),
+    *_functions.normalizations(_normalize),
+)

@@ -14,7 +14,6 @@ hard_swish and hard_swish_mobilenet the derivative here is PyTorch's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +33,8 @@ except ImportError as error:
 __all__ = ["FastnnOps", "accelerated", "install", "uninstall"]
 
 _FLOATS = (np.float32, np.float64)
+_LARGEST = {kind: float(np.finfo(kind).max) for kind in _FLOATS}
+_PLAIN = (float, int)
 
 
 def _ready(*arrays: Any) -> bool:
@@ -44,9 +45,10 @@ def _ready(*arrays: Any) -> bool:
     )
 
 
-def _interval(low: float, high: float) -> bool:
-    """Whether hardtanh takes these bounds; thinc's clip takes infinite and crossed ones too."""
-    return math.isfinite(low) and math.isfinite(high) and low <= high
+def _interval(low: Any, high: Any, dtype: Any) -> bool:
+    """Whether hardtanh takes these bounds in dtype; thinc's clip takes infinite and crossed ones, arrays and None."""
+    largest = _LARGEST[dtype.type]
+    return type(low) in _PLAIN and type(high) in _PLAIN and -largest <= low <= high <= largest
 
 
 def _forward(method: str, kernel: str, *params: Any) -> Any:
@@ -107,7 +109,7 @@ class FastnnOps(NumpyOps):
 
     def softmax(self, x, *, inplace=False, axis=-1, temperature=1.0):
         # thinc never overwrites x here, whatever inplace says
-        if not _ready(x):
+        if not (_ready(x) and type(axis) is int):  # it may be None or a tuple
             return super().softmax(x, inplace=inplace, axis=axis, temperature=temperature)
         if temperature == 1.0:
             return fn.softmax(x, axis=axis)
@@ -115,7 +117,7 @@ class FastnnOps(NumpyOps):
         return fn.softmax(scaled, axis=axis, out=scaled)
 
     def backprop_softmax(self, Y, dY, *, axis=-1, temperature=1.0):
-        if not _ready(Y, dY):
+        if not (_ready(Y, dY) and type(axis) is int):
             return super().backprop_softmax(Y, dY, axis=axis, temperature=temperature)
         if temperature == 1.0:
             return fn.softmax_backward(dY, Y, axis=axis)
@@ -139,7 +141,7 @@ class FastnnOps(NumpyOps):
 
     # relu_k, hard_sigmoid, hard_tanh and their backprops are thinc's calls of these two.
     def clipped_linear(self, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):
-        if not (_ready(X) and _interval(min_val, max_val)):
+        if not (_ready(X) and _interval(min_val, max_val, X.dtype)):
             return super().clipped_linear(X, slope, offset, min_val, max_val, inplace)
         out = X if inplace else None
         if slope != 1.0:
@@ -149,9 +151,12 @@ class FastnnOps(NumpyOps):
         return fn.hardtanh(X, min_val, max_val, out=out)
 
     def backprop_clipped_linear(self, dY, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):
-        if not (_ready(dY, X) and slope > 0.0 and _interval(min_val, max_val)):
+        if not (
+            _ready(dY, X)
+            and 0.0 < slope <= _LARGEST[X.dtype.type]
+            and _interval(low := (min_val - offset) / slope, high := (max_val - offset) / slope, X.dtype)
+        ):
             return super().backprop_clipped_linear(dY, X, slope, offset, min_val, max_val, inplace)
-        low, high = (min_val - offset) / slope, (max_val - offset) / slope
         dX = fn.hardtanh_backward(dY, X, low, high, out=dY if inplace else None)
         if slope != 1.0:
             dX *= slope

@@ -314,22 +314,18 @@ _cross_entropy = _Formula(
 def prelu(x: Any, slope: Any, *, axis: int = 1) -> Any:
     """fastnn.prelu for PyTorch, differentiable with respect to x and slope."""
     x = _checked(x)
-    return _prelu(x, torch.as_tensor(slope, dtype=x.dtype), axis)
+    return _prelu(x, torch.as_tensor(slope, dtype=x.dtype), _functions.integer(axis, "axis"))
 
 
 def maxout(x: Any, pieces: int = 2, axis: int = 1) -> Any:
     """y of fastnn.maxout for PyTorch, differentiable with respect to x."""
-    return _maxout(_checked(x), pieces, axis)
+    return _maxout(_checked(x), _functions.integer(pieces, "pieces"), _functions.integer(axis, "axis"))
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
     """The loss of fastnn.cross_entropy for PyTorch, differentiable with respect to the logits."""
-    return _cross_entropy(_checked(logits, "logits"), torch.as_tensor(labels))
+    return _cross_entropy(_checked(logits, "logits"), torch.as_tensor(_functions.labels(labels)))
 
-
-globals().update({name: _unary(function) for name, function in _functions.ELEMENTWISE.items()})
-softmax = _unary(_functions.SOFTMAX["softmax"], _softmax_slope)
-log_softmax = _unary(_functions.SOFTMAX["log_softmax"], _log_softmax_slope)
 
 # torch.nn.functional's names of the activations that a normalization can fuse.
 _HOST_ACTIVATIONS = {
@@ -380,9 +376,16 @@ def _normalize(norm: _functions.Norm, x: Any, *tensors: Any) -> Any:
     return operator(_checked(x), *tensors, norm.eps, norm.axis, norm.groups, norm.activation)
 
 
-_public_normalizations = _functions.normalizations(_normalize)
-globals().update(_public_normalizations)
-batch_norm, batch_norm_inference = (_public_normalizations[name] for name in ("batch_norm", "batch_norm_inference"))
+batch_norm, batch_norm_inference, *_other_normalizations = _functions.normalizations(_normalize)
+_functions.publish(
+    globals(),
+    *map(_unary, _functions.ELEMENTWISE.values()),
+    _unary(_functions.SOFTMAX["softmax"], _softmax_slope),
+    _unary(_functions.SOFTMAX["log_softmax"], _log_softmax_slope),
+    batch_norm,
+    batch_norm_inference,
+    *_other_normalizations,
+)
 
 _batch_norm_training = _normalization("batch_norm", "batch_norm_training").forward
 
