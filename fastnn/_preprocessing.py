@@ -85,7 +85,7 @@ class Moments:
 
     def pack(self) -> Vector:
         """Return n, mean and M2 as one float64 vector of length 2 D + 1, to send or to store."""
-        return np.concatenate([[self.n], self._state[0], self._state[2]])
+        return np.concatenate([[float(self.n)], self._state[0], self._state[2]])
 
     @classmethod
     def unpack(cls, packed: ArrayLike) -> Self:

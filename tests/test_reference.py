@@ -1,5 +1,6 @@
 """The oracle has an oracle: mpmath, long double sums and finite differences stand behind the NumPy reference."""
 
+import mpmath
 import numpy as np
 import pytest
 from cases import sample, zero_of
@@ -29,6 +30,14 @@ def test_activations_against_mpmath(row, direction):
         error = np.where(np.abs(saved - zero) < 0.5, np.abs(got - exact) / 2.0**-53, error)
     worst = int(np.argmax(error))
     assert error[worst] <= ACTIVATION_ULP, (saved[worst], got[worst], exact[worst], error[worst])
+
+
+def test_exponential_units_at_the_ends_of_the_range():
+    # exp(x / alpha) overflows alone, alpha * exp(x / alpha) does not
+    x, alpha = np.array([-7.129887717354647]), -0.01
+    exact = alpha * mpmath.expm1(mpmath.mpf(x[0]) / mpmath.mpf(alpha))
+    assert abs(ref.celu(x, alpha)[0] / exact - 1) < 1e-13
+    assert np.array_equal(np.signbit(ref.elu(np.array([0.0, -0.0]), -1.0)), [False, True])
 
 
 def test_softmax_against_long_double():

@@ -222,7 +222,10 @@ def exact_mpmath(row: Activation, direction: str, saved: Array) -> tuple[Array, 
 
     high, low = np.empty_like(saved), np.empty_like(saved)
     with mp.workprec(220):  # for the formulas' constants too
-        formula = _mp_formulas()[row.name][direction == "backward"]
+        formulas = _mp_formulas()
+        if row.name not in formulas:
+            raise NotImplementedError(f"fastnn/bench/oracle.py has no formula of {row.name} in mpmath")
+        formula = formulas[row.name][direction == "backward"]
         for i, value in enumerate(saved.tolist()):
             # beyond, those of exp are at a limit that their float64 formula gives; exp(1e300) is not feasible
             feasible = abs(value) < 1e5 or row.name in ALGEBRAIC

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cifar10", metavar="DIR", help="use CIFAR-10 from its Python batch files instead of the digits"
     )
-    parser.add_argument("--quick", action="store_true", help="smaller settings: seconds instead of a minute or two")
+    parser.add_argument("--quick", action="store_true", help="smaller settings: a few seconds instead of half a minute")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of everything that is random (default 0)")
     parser.add_argument(
         "--activations",

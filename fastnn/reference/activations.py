@@ -356,7 +356,7 @@ def elu(x: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array:
     """x where x > 0, else alpha * (exp(x) - 1) (Clevert et al. 2015). Its backward saves x."""
 
     def formula(x: Array, alpha: float) -> Array:
-        return np.where(x > 0, x, alpha * np.expm1(_not_positive(x)))
+        return np.where(x >= 0, x, alpha * np.expm1(_not_positive(x)))
 
     return _forward(formula, x, out, alpha=(alpha, "finite"))
 
@@ -380,8 +380,10 @@ def celu(x: ArrayLike, alpha: float = 1.0, *, out: Array | None = None) -> Array
 
     def formula(x: Array, alpha: float) -> Array:
         ratio = _not_positive(x) / alpha
-        # Where the ratio is tiny the function is x to the last bit, and a ratio that underflowed would lose it.
-        return np.where((x > 0) | (np.abs(ratio) < 2.0**-60), x, alpha * np.expm1(ratio))
+        # Where the ratio is tiny the function is x to the last bit, and a ratio that underflowed would lose it. Where
+        # it is large, with a negative alpha, a tiny alpha brings back what overflows alone.
+        below = np.where(ratio > 40, alpha * np.exp(ratio / 2) * np.exp(ratio / 2), alpha * np.expm1(ratio))
+        return np.where((x > 0) | (np.abs(ratio) < 2.0**-60), x, below)
 
     return _forward(formula, x, out, alpha=(alpha, "nonzero"))
 
