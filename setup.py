@@ -41,10 +41,6 @@ LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree
 LOOP_FLAGS += ["-fno-tree-loop-distribute-patterns"]
 UNROLLING = {"max-unroll-times": 2, "max-average-unrolled-insns": 300, "max-unrolled-insns": 400}
 LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
-# The processor that a level is tuned for, where the compiler knows it. With its usual costs gcc loads an operand from
-# memory for every use instead of once: where vectors lie in two cache lines, sigmoid' and leaky_relu' take 1.3 times as
-# long. Float64 functions and relu after batch norm backward gain as much, batch norm forward loses 7 % and more.
-TUNING = {"v3": "-mtune=skylake", "v4": "-mtune=icelake-server"}
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
 X86_V4 = [*X86_V3, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")), "-mprefer-vector-width=512"]
 DIRECTIVES = {
@@ -103,10 +99,7 @@ class BuildExt(build_ext):
             self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
         loops = flags + [flag for flag in LOOP_FLAGS if self.compiles(flags=[flag])]
-        modules = {"core": flags}
-        for name, extra in levels.items():
-            tuning = [TUNING[name]] if name in TUNING and self.compiles(flags=[TUNING[name]]) else []
-            modules[f"level_{name}"] = loops + extra + tuning
+        modules = {"core": flags} | {f"level_{name}": loops + extra for name, extra in levels.items()}
         self.distribution.ext_modules = [
             Extension(
                 f"fastnn._{stem}",
