@@ -1,7 +1,8 @@
 /* What a compiled instruction-set level hands to fastnn._core: one struct of function pointers.
  *
  * Pointers do not overlap (they are restrict). Of elementwise functions, n is a multiple of FN_LANES: the caller computes the
- * last vector once more, with elements before it, or pads it with zeros. So the body is the tail, and an element's result depends on nothing but its own inputs. */
+ * last vector once more, with elements before it, or pads it with zeros. So the body is the tail, and an element's result
+ * depends on nothing but its own inputs. */
 #ifndef FN_KERNELS_H
 #define FN_KERNELS_H
 

@@ -411,17 +411,17 @@ cdef void set_part(void* context, int part) noexcept nogil:
     if job.dy != NULL:
         for unit in range(begin, end):
             clear_gradients(job, unit)
-    if not is_short(job):
-        open_chunk(job, part, &chunk)
     if is_short(job):
         short_part(job, begin, end)
-    elif job.dy != NULL:
-        for unit in range(begin, end):
-            backward_unit(job, &chunk, unit)
-    elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):
-        stream_sets(job, &chunk, begin, end)
     else:
-        forward_sets(job, &chunk, begin, end)
+        open_chunk(job, part, &chunk)
+        if job.dy != NULL:
+            for unit in range(begin, end):
+                backward_unit(job, &chunk, unit)
+        elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):
+            stream_sets(job, &chunk, begin, end)
+        else:
+            forward_sets(job, &chunk, begin, end)
     if job.streamed:
         fn_stream_fence()
 
