@@ -16,7 +16,7 @@ cdef extern from "cpu.h" nogil:
 cdef extern from "threads.h" nogil:
     ctypedef void (*fn_task)(void* context, int part) noexcept nogil
     void run_parallel "fn_parallel"(fn_task task, void* context, int parts, int threads) noexcept
-    bint fn_pool_ready(int threads) noexcept
+    bint fn_pool_ready(int threads, double nanoseconds) noexcept
     int fn_pool_setup()
     int FN_MAX_THREADS
 
@@ -105,7 +105,7 @@ cdef inline int parts_worth(double nanoseconds) noexcept nogil:
 cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
     """The same now, for a job that can be cut into `most` parts."""
     cdef Py_ssize_t parts = min(most, <Py_ssize_t> parts_worth(nanoseconds))
-    if parts < 2 or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(current_threads())):
+    if parts < 2 or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(current_threads(), nanoseconds)):
         return 1
     return <int> parts
 

@@ -28,7 +28,7 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     for (int part = 0; part < parts; part++)
         task(context, part);
 }
-static int fn_pool_ready(int threads) { (void)threads; return 0; }
+static int fn_pool_ready(int threads, double nanoseconds) { (void)threads, (void)nanoseconds; return 0; }
 static int fn_pool_setup(void) { return 0; }
 
 #else
@@ -48,7 +48,8 @@ enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
     FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: about 5 microseconds */
     FN_YIELDS = 40,     /* times it gives way before a worker sleeps: some tens of microseconds */
-    FN_SOON = 50000,    /* nanoseconds within which one job too short to wake a worker for promises another */
+    FN_SOON = 50000,    /* nanoseconds within which one job too short to wake a worker for promises another ... */
+    FN_LATE = 10000,    /* ... and that it takes to wake one for it: a longer job is shared at once */
     FN_STACK = 1 << 20, /* bytes; a task's staging blocks live on the stack */
 };
 
@@ -244,20 +245,23 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     pthread_mutex_unlock(&fn_pool.owner);
 }
 
-/* Whether so many threads would set to work at once, for a job that is too short to wake a worker for. If not, and such jobs
-   follow each other, the workers are woken for the next one. */
-static int fn_pool_ready(int threads)
+/* Whether a job of this estimated length, too short to wake a worker for, is shared: where so many threads would set to work at
+   once. If not, and such jobs follow each other, the workers are woken for the next one; and for this one too where it lasts,
+   because they would be asleep again by then. `before` is when the last such job began, and estimates are of fast processors,
+   so some times its length is allowed for. */
+static int fn_pool_ready(int threads, double nanoseconds)
 {
     if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)
         return 1;
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     const long long now = time.tv_sec * 1000000000LL + time.tv_nsec, before = atomic_exchange(&fn_pool.asked, now);
-    if (now - before < FN_SOON && !pthread_mutex_trylock(&fn_pool.owner)) {
+    if (now - before < FN_SOON + 2 * (long long)nanoseconds && !pthread_mutex_trylock(&fn_pool.owner)) {
         fn_start_workers(threads - 1);
         pthread_mutex_unlock(&fn_pool.owner);
         atomic_fetch_add(&fn_pool.stirs, 1);
         fn_wake_workers();
+        return nanoseconds > FN_LATE;
     }
     return 0;
 }
