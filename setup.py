@@ -43,7 +43,8 @@ UNROLLING = {"max-unroll-times": 2, "max-average-unrolled-insns": 300, "max-unro
 LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
 # With 16 vector registers such an order, made before registers are given out, leaves sums and coefficients to memory
 # unless it minds them: layer norm and float64 gelu gain a quarter, gelu without fma loses a tenth. 32 are enough.
-FEW_REGISTERS = {"baseline": ["-fsched-pressure"], "v3": ["-fsched-pressure"]}
+FEW_REGISTERS = ("baseline", "v3")
+FEW_REGISTER_FLAGS = ["-fsched-pressure"]
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
 X86_V4 = [*X86_V3, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")), "-mprefer-vector-width=512"]
 DIRECTIVES = {
@@ -102,9 +103,10 @@ class BuildExt(build_ext):
             self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
         loops = flags + self.known(LOOP_FLAGS)
+        sparing = loops + self.known(FEW_REGISTER_FLAGS)
         modules = {"core": flags}
         for name, extra in levels.items():
-            modules[f"level_{name}"] = loops + self.known(FEW_REGISTERS.get(name, [])) + extra
+            modules[f"level_{name}"] = (sparing if name in FEW_REGISTERS else loops) + extra
         self.distribution.ext_modules = [
             Extension(
                 f"fastnn._{stem}",

@@ -71,7 +71,7 @@ static struct {
     atomic_int unfinished; /* parts of the job that are not done */
     atomic_int sleepers;   /* workers that need a wake-up call */
     atomic_uint stirs;     /* wake-up calls without a job */
-    atomic_llong asked;    /* when fn_pool_ready last said no */
+    atomic_llong asked;    /* when fn_pool_ready last found workers asleep */
 } fn_pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* Each thread's share of the job, the calling one's first. parts: the number of the job, times 2^32, and of its parts that
@@ -248,7 +248,7 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
 /* Whether a job of this estimated length, too short to wake a worker for, is shared: where so many threads would set to work at
    once. If not, and such jobs follow each other, the workers are woken for the next one; and for this one too where it lasts,
    because they would be asleep again by then. `before` is when the last such job began, and estimates are of fast processors,
-   so some times its length is allowed for. */
+   so twice its length is allowed for. */
 static int fn_pool_ready(int threads, double nanoseconds)
 {
     if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)

@@ -408,7 +408,7 @@ class Expectation:
     def error(self, results: tuple[Any, ...]) -> str:
         """Empty when the results agree, else what differs and by how much."""
         # an element within rounding of a fused activation's kink may fall on either side; so its channel's sums change
-        allowed = max(1.0, 1e-5 * self.values[0].size) if self._kinked else 0.0
+        allowed = 1e-5 * self.values[0].size if self._kinked else 0.0
         for position, (want, got) in enumerate(zip(self.values, results, strict=False)):
             got = np.asarray(got)
             if self._sample is not None:
