@@ -95,14 +95,15 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
         (void)shift; \
         for (; i + FN_STEP <= n; i += FN_STEP) { \
             fn_doubles d[8], square = FN_DOUBLES(squares, i); \
-            for (int row = 0; row < 8; row++) \
+            FN_ALL_EIGHT for (int row = 0; row < 8; row++) \
                 d[row] = term(x + row * apart, i); \
-            for (int row = 7; row >= 0; row--) \
+            FN_ALL_EIGHT for (int row = 7; row >= 0; row--) \
                 square = FN_FMA_DOUBLES(d[row], d[row], square); \
             FN_DOUBLES(sums, i) += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])); \
             FN_DOUBLES(squares, i) = square; \
-            for (int row = 0; row < 8 && i % LINE == 0; row++) \
-                fn_prefetch(x + row * apart + i + 128); \
+            if (i % LINE == 0) \
+                FN_ALL_EIGHT for (int row = 0; row < 8; row++) \
+                    fn_prefetch(x + row * apart + i + 128); \
         } \
         for (; i < n; i++) { \
             double d[8]; \

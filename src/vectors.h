@@ -21,6 +21,14 @@ enum { FN_VECTOR_BYTES = 16 };
 #endif
 enum { FN_PARTS = 64 / FN_VECTOR_BYTES, FN_WIDE_PARTS = 2 * FN_PARTS }; /* vectors of 16 floats, and of as many doubles */
 enum { FN_STEP = FN_VECTOR_BYTES / 8 };                                 /* doubles of a vector */
+
+/* Before a loop of eight turns, all of which are to be written out: more than setup.py lets gcc do unasked. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define FN_ALL_EIGHT _Pragma("GCC unroll 8")
+#else
+#define FN_ALL_EIGHT
+#endif
+
 typedef int32_t fn_ints __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef int64_t fn_longs __attribute__((vector_size(FN_VECTOR_BYTES)));
 typedef float fn_floats __attribute__((vector_size(FN_VECTOR_BYTES)));

@@ -65,6 +65,25 @@ def test_offsets_and_pieces_agree_bit_for_bit(case, dtype, isa):
             assert_same_bits(case.backward(fn, dy[piece], x[piece]), dx[piece], (length, start))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@by_row
+def test_places_in_a_page_agree_bit_for_bit(case, dtype, isa):
+    """Loops may go down where a result begins a little after an operand in its page of 4096 bytes."""
+    n, page = 5000, 4096 // np.dtype(dtype).itemsize
+    x, dy = np.resize(sample(dtype, 997), n), np.resize(sample(dtype, 991, seed=1), n)
+    y, dx = case.forward(fn, x), case.backward(fn, dy, x)
+    memory = np.zeros((3, n + 3 * page), dtype)
+    first, second, third = (row[-row.ctypes.data % 4096 // row.itemsize :] for row in memory)
+    for begin, other in ((0, 0), (1, 3), (16, 9), (33, -20), (-5, 40), (-16, -7)):
+        x_here, dy_here, out = first[page // 2 :][:n], third[page // 2 - other :][:n], second[page // 2 + begin :][:n]
+        x_here[:], dy_here[:] = x, dy
+        for size in (15, 16, 17, 500, n):
+            case.forward(fn, x_here[:size], out=out[:size])
+            assert_same_bits(out[:size], y[:size], (begin, size))
+            case.backward(fn, dy_here[:size], x_here[:size], out=out[:size])
+            assert_same_bits(out[:size], dx[:size], (begin, other, size))
+
+
 def of_arrays(x, dy):
     """Every result of the functions that look at more than one element."""
     labels = np.arange(len(x)) % x.shape[1]
