@@ -129,9 +129,8 @@ FN_TRANSPOSE_FEW(double, 64)
 #undef FN_TRANSPOSE_FEW
 #endif
 
-/* What is read next, and what is read after much else, for which the nearest cache would be too small. */
-#define fn_prefetch(address) __builtin_prefetch((address), 0, 3)
-#define fn_prefetch_far(address) __builtin_prefetch((address), 0, 2)
+/* Into the second-level cache: to the first one few lines can be on their way at a time, too few for the memory's latency. */
+#define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
 
 /* Begin to load so many bytes. Always inline: of a function that does nothing else gcc drops the calls, as without effect. */
 static inline __attribute__((always_inline)) void fn_fetch(const void *place, ptrdiff_t nbytes)
@@ -261,9 +260,9 @@ enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536 };
 static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
-        fn_prefetch_far((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
+        fn_prefetch((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
         if (b)
-            fn_prefetch_far((const char *)b + i + FN_AHEAD_BOTH);
+            fn_prefetch((const char *)b + i + FN_AHEAD_BOTH);
         if (streamed)
             fn_stream_line((char *)y + i, (const char *)turn + i);
         else
