@@ -58,6 +58,12 @@ typedef struct {
     ptrdiff_t sets, apart, runs, stride, n;
 } fn_sets;
 
+/* Whether a run that is fetched while the one before it is read stays in the nearest cache until then. */
+static inline int fn_stays_near(const fn_sets *shape, ptrdiff_t itemsize)
+{
+    return shape->runs > 1 && shape->n * itemsize <= 8192;
+}
+
 typedef struct {
     void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, ptrdiff_t n, fn_out k, ptrdiff_t width);
     int64_t (*forms)(fn_in sums, fn_in products, fn_in squares, fn_in mean, fn_in invstd, fn_in gamma, fn_in k, ptrdiff_t width,
@@ -66,7 +72,7 @@ typedef struct {
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
     void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, fn_in gamma,
-                   fn_in beta, fn_in following, ptrdiff_t ahead, double shift, double *total, double *total_squares);
+                   fn_in beta, fn_in following, ptrdiff_t ahead, int near, double shift, double *total, double *total_squares);
     void (*back_sums)(fn_in dy, fn_in x, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope, fn_out totals);
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);

@@ -53,6 +53,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t runs
         Py_ssize_t stride
         Py_ssize_t n
+    bint fn_stays_near(const fn_sets* shape, Py_ssize_t itemsize) noexcept
 
     ctypedef struct fn_norm:
         void (*coefficients)(fn_in mean, fn_in invstd, fn_in gamma, fn_in beta, Py_ssize_t n, fn_out k,
@@ -64,7 +65,8 @@ cdef extern from "kernels.h" nogil:
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil
         void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope, fn_in gamma,
-                       fn_in beta, fn_in following, Py_ssize_t ahead, double shift, double* total, double* total_squares) noexcept nogil
+                       fn_in beta, fn_in following, Py_ssize_t ahead, bint near, double shift, double* total,
+                       double* total_squares) noexcept nogil
         void (*back_sums)(fn_in dy, fn_in x, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind, double slope,
                           fn_out totals) noexcept nogil
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,

@@ -268,7 +268,8 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
                 job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize,
-                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, 0.0, NULL, NULL)
+                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, False, 0.0, NULL,
+                                 NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
@@ -312,6 +313,7 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
     cdef const char* following
+    cdef bint near = fn_stays_near(&pieces, job.itemsize)
     while True:
         coming = chunk_sets(job, begin + count, end)
         if count:
@@ -332,7 +334,7 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
                     if number < count:
                         job.loops.stream(job.x + at, job.result + at, pieces.n,
                                          chunk.k + (number * pieces.sets + piece) * job.itemsize, chunk.width,
-                                         job.kind, job.slope, weights, offsets, following, ahead, chunk.shift[number],
+                                         job.kind, job.slope, weights, offsets, following, ahead, near, chunk.shift[number],
                                          chunk.sums + number, chunk.sums + chunk.width + number)
                     else:
                         job.loops.sums(following, &run_shape, chunk.shift + number, chunk.sums + number,

@@ -129,14 +129,21 @@ FN_TRANSPOSE_FEW(double, 64)
 #undef FN_TRANSPOSE_FEW
 #endif
 
-/* Into the second-level cache: to the first one few lines can be on their way at a time, too few for the memory's latency. */
+/* Into the second-level cache: to the first one few lines can be on their way at a time, too few for the memory's latency. That one
+ * is for what is read next and not long. */
 #define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
+#define fn_prefetch_near(address) __builtin_prefetch((address), 0, 3)
 
 /* Begin to load so many bytes. Always inline: of a function that does nothing else gcc drops the calls, as without effect. */
 static inline __attribute__((always_inline)) void fn_fetch(const void *place, ptrdiff_t nbytes)
 {
     for (ptrdiff_t i = 0; i < nbytes; i += 64)
         fn_prefetch((const char *)place + i);
+}
+static inline __attribute__((always_inline)) void fn_fetch_near(const void *place, ptrdiff_t nbytes)
+{
+    for (ptrdiff_t i = 0; i < nbytes; i += 64)
+        fn_prefetch_near((const char *)place + i);
 }
 
 /* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. Of many
