@@ -20,7 +20,7 @@ cdef enum:
     BLOCK_RUN = 80           # values below which runs past the caches go through blocks: too many end within a line
     BLOCK_ROW = 96           # the same of floats forward where every element has its own gamma
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
-    FETCHED_BYTES = 1024     # ... about so much at a time
+    FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     GIVEN_BYTES = 4096       # how far ahead runs are fetched whose statistics are given
     GIVEN_CHANNELS = 1024    # most channels whose coefficients are kept then
 
@@ -205,18 +205,20 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
     cdef fn_sets shape = job.shape
     cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run
     cdef const char* x
-    cdef bint fetching = fetches_sets(job)
+    cdef bint fetching = fetches_sets(job) and job.itemsize == 8 and apart >= FETCHED_BYTES
     if overlapped(job):  # run by run as in stream_sets, for the same bits
         turns = shape.runs
         shape.runs = 1
     elif fetching:
-        some = max(<Py_ssize_t> 1, FETCHED_BYTES // apart)
+        some = 1
+    elif fetches_sets(job):
+        shape.stride = count * shape.apart  # by the loop
     look_at_chunk(job, chunk, first, count)
     while number < count:
         x = job.x + (first + number) * apart
         shape.sets = min(some, count - number)
         if fetching:
-            fn_fetch(x + count * apart, shape.sets * apart)
+            fn_fetch(x + count * apart, apart)
         for run in range(turns):
             job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,
                            chunk.sums + chunk.width + number)
