@@ -270,7 +270,7 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
             for run in range(pieces.runs):
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
                 job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize,
-                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, False, 0.0, NULL,
+                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, True, 0.0, NULL,
                                  NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
