@@ -45,9 +45,9 @@ LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
 # unless it minds them: layer norm and float64 gelu gain a quarter, gelu without fma loses a tenth. 32 are enough.
 FEW_REGISTERS = ("baseline", "v3")
 FEW_REGISTER_FLAGS = ["-fsched-pressure"]
-# Level v4 goes through its arrays vector by vector (src/walk.h): the loop over the 8 or 16 elements of one must not be
-# taken apart before it has become that vector.
-V4_FLAGS = ["--param=max-completely-peel-times=6"]
+# Level v4 goes through its arrays vector by vector (src/walk.h) if the compiler takes this: the loop over the 8 or 16
+# elements of one must not be taken apart before it has become that vector.
+WALK_FLAG = "--param=max-completely-peel-times=6"
 X86_V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
 X86_V4 = [*X86_V3, *(f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")), "-mprefer-vector-width=512"]
 DIRECTIVES = {
@@ -106,7 +106,9 @@ class BuildExt(build_ext):
             self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
         loops = flags + self.known(LOOP_FLAGS)
-        of_level = {**dict.fromkeys(FEW_REGISTERS, self.known(FEW_REGISTER_FLAGS)), "v4": self.known(V4_FLAGS)}
+        of_level = dict.fromkeys(FEW_REGISTERS, self.known(FEW_REGISTER_FLAGS))
+        if self.compiles(flags=[WALK_FLAG]):
+            of_level["v4"] = [WALK_FLAG, "-DFN_WALK_VECTORS"]
         modules = {"core": flags}
         for name, extra in levels.items():
             modules[f"level_{name}"] = loops + of_level.get(name, []) + extra

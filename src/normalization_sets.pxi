@@ -205,19 +205,19 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
     cdef fn_sets shape = job.shape
     cdef Py_ssize_t apart = shape.apart * job.itemsize, number = 0, some = count, turns = 1, run
     cdef const char* x
-    cdef bint fetching = fetches_sets(job) and job.itemsize == 8 and apart >= FETCHED_BYTES
+    cdef bint fetched = fetches_sets(job), one_by_one = fetched and job.itemsize == 8 and apart >= FETCHED_BYTES
     if overlapped(job):  # run by run as in stream_sets, for the same bits
         turns = shape.runs
         shape.runs = 1
-    elif fetching:
+    elif one_by_one:
         some = 1
-    elif fetches_sets(job):
+    elif fetched:
         shape.stride = count * shape.apart  # by the loop
     look_at_chunk(job, chunk, first, count)
     while number < count:
         x = job.x + (first + number) * apart
         shape.sets = min(some, count - number)
-        if fetching:
+        if one_by_one:
             fn_fetch(x + count * apart, apart)
         for run in range(turns):
             job.loops.sums(x + run * shape.stride * job.itemsize, &shape, chunk.shift + number, chunk.sums + number,

@@ -135,16 +135,15 @@ FN_TRANSPOSE_FEW(double, 64)
 #define fn_prefetch_near(address) __builtin_prefetch((address), 0, 3)
 
 /* Begin to load so many bytes. Always inline: of a function that does nothing else gcc drops the calls, as without effect. */
-static inline __attribute__((always_inline)) void fn_fetch(const void *place, ptrdiff_t nbytes)
-{
-    for (ptrdiff_t i = 0; i < nbytes; i += 64)
-        fn_prefetch((const char *)place + i);
-}
-static inline __attribute__((always_inline)) void fn_fetch_near(const void *place, ptrdiff_t nbytes)
-{
-    for (ptrdiff_t i = 0; i < nbytes; i += 64)
-        fn_prefetch_near((const char *)place + i);
-}
+#define FN_FETCH(name, prefetch) \
+    static inline __attribute__((always_inline)) void name(const void *place, ptrdiff_t nbytes) \
+    { \
+        for (ptrdiff_t i = 0; i < nbytes; i += 64) \
+            prefetch((const char *)place + i); \
+    }
+FN_FETCH(fn_fetch, fn_prefetch)
+FN_FETCH(fn_fetch_near, fn_prefetch_near)
+#undef FN_FETCH
 
 /* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. Of many
  * rows that follow each other, what comes some way on is fetched: no prefetcher follows loads of parts of lines in so many rows. */

@@ -14,13 +14,8 @@ typedef struct {
  * Upwards, loads of the next few vectors do so if y begins a little after x in its page, as arrays of a power of two do that a
  * heap has put one after the other, and a loop takes up to 1.5 times as long. Downwards they do if y begins a little before.
  *
- * A piece is a vector, or everything: compilers take loops over the few elements of a vector apart before they make one of
- * them, but for gcc, to which setup.py forbids that where it costs nothing else. */
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-enum { FN_WALKS = 1 };
-#else
-enum { FN_WALKS = 0 };
-#endif
+ * A piece is a vector where setup.py defines FN_WALK_VECTORS, because the compiler can be forbidden to take the loop over the few
+ * elements of one apart before it has become that vector; elsewhere it is everything. */
 enum { FN_PAGE = 4096, FN_LITTLE = 512 };
 static inline int fn_little_after(const void *x, const void *y)
 {
@@ -30,13 +25,16 @@ static inline int fn_little_after(const void *x, const void *y)
 /* Through n elements, a multiple of FN_LANES, of a and b, which are read, and y, which is written. */
 static inline fn_walk fn_walk_through(const void *a, const void *b, const void *y, size_t n, size_t itemsize)
 {
-    const ptrdiff_t width = FN_VECTOR_BYTES / itemsize;
     n &= -(size_t)FN_LANES;
-    if (!FN_WALKS)
-        return (fn_walk){1, n, 0, 0};
+#if defined(FN_WALK_VECTORS)
+    const ptrdiff_t width = FN_VECTOR_BYTES / itemsize;
     if ((fn_little_after(a, y) || fn_little_after(b, y)) && !fn_little_after(y, a) && !fn_little_after(y, b))
         return (fn_walk){n / width, width, n - width, -width};
     return (fn_walk){n / width, width, 0, width};
+#else
+    (void)a, (void)b, (void)y, (void)itemsize;
+    return (fn_walk){1, n, 0, 0};
+#endif
 }
 
 #endif
