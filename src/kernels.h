@@ -58,6 +58,14 @@ typedef struct {
     ptrdiff_t sets, apart, runs, stride, n;
 } fn_sets;
 
+/* Results past the caches in pieces that follow each other: the line in which one ends waits for the next one to fill it. Stored in
+ * part, through the caches, it would have to be read first, and some processors let all later stores wait for that. */
+typedef struct {
+    char bytes[192] __attribute__((aligned(64))); /* the line, and room for values that do not count before and after it */
+    int open;                                     /* it holds the end of the piece before */
+    int more;                                     /* another piece follows the one that is written */
+} fn_line;
+
 /* Whether a run that is fetched while the one before it is read stays in the nearest cache until then. */
 static inline int fn_stays_near(const fn_sets *shape, ptrdiff_t itemsize)
 {
@@ -72,12 +80,13 @@ typedef struct {
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
     void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, fn_in gamma,
-                   fn_in beta, fn_in following, ptrdiff_t ahead, int near, double shift, double *total, double *total_squares);
+                   fn_in beta, fn_line *line, fn_in following, ptrdiff_t ahead, int near, double shift, double *total,
+                   double *total_squares);
     void (*back_sums)(fn_in dy, fn_in x, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope, fn_out totals);
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
     int64_t (*back_sets)(const void *dy, const void *x, void *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
-                         const double *invstd, const double *gamma, int streamed, double *dgamma, double *dbeta,
+                         const double *invstd, const double *gamma, int streamed, double *dgamma, double *dbeta, double *squares,
                          int64_t *doubtful);
     /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);

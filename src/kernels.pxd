@@ -47,6 +47,10 @@ cdef extern from "kernels.h" nogil:
         bint has_zero
         bint four_rows
 
+    ctypedef struct fn_line:
+        char bytes[192]
+        bint open
+        bint more
     ctypedef struct fn_sets:
         Py_ssize_t sets
         Py_ssize_t apart
@@ -65,15 +69,15 @@ cdef extern from "kernels.h" nogil:
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil
         void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope, fn_in gamma,
-                       fn_in beta, fn_in following, Py_ssize_t ahead, bint near, double shift, double* total,
-                       double* total_squares) noexcept nogil
+                       fn_in beta, fn_line* line, fn_in following, Py_ssize_t ahead, bint near, double shift,
+                       double* total, double* total_squares) noexcept nogil
         void (*back_sums)(fn_in dy, fn_in x, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind, double slope,
                           fn_out totals) noexcept nogil
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
                            int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
         int64_t (*back_sets)(const void* dy, const void* x, void* dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
                              const double* mean, const double* invstd, const double* gamma, bint streamed,
-                             double* dgamma, double* dbeta, int64_t* doubtful) noexcept nogil
+                             double* dgamma, double* dbeta, double* squares, int64_t* doubtful) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
                             fn_out squares) noexcept nogil
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,

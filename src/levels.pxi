@@ -14,6 +14,10 @@ cdef extern from "transport.h" nogil:
     void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
     void fn_move(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept
     void fn_stream(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
+    void fn_piece_begin(fn_line* line, void* y, const void* values, Py_ssize_t bytes) noexcept
+    void fn_piece_lines(fn_line* line, void* y, Py_ssize_t bytes) noexcept
+    void fn_piece_end(fn_line* line, void* end, const void* values, Py_ssize_t rest) noexcept
+    void fn_stream_line(char* dst, const char* src) noexcept
     void fn_stream_block(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
     void fn_transpose_32(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept

@@ -164,6 +164,10 @@ static inline void fn_row_back_sums(const float *restrict dy, const float *restr
     }
     for (ptrdiff_t i = whole; i < n; i += 16) {
         const ptrdiff_t begin = i + 16 <= n ? i : n - 16;
+        if (ahead) {
+            fn_prefetch(x + begin + ahead);
+            fn_prefetch(dy + begin + ahead);
+        }
         for (int part = 0; part < FN_PARTS; part++) {
             const ptrdiff_t at = begin + part * STEP;
             const fn_floats d = fn_from_lane_32(FN_FLOATS(dy, at), part, i - begin);

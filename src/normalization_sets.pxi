@@ -9,6 +9,8 @@
 
 cdef enum:
     TOGETHER_VALUES = 32768  # most values in several sets
+    BESIDE_RUN = 256         # values up to which runs past the caches, of channels beside each other, are taken together ...
+    BESIDE_BYTES = 393216    # ... and how much at most: two of them fit a second-level cache of 1 MB, with room to spare
     NEAR_VALUES = 2048       # the same where they stay in the nearest cache from their sums to their results
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
@@ -21,6 +23,7 @@ cdef enum:
     BLOCK_ROW = 96           # the same of floats forward where every element has its own gamma
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
+    AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
     GIVEN_BYTES = 4096       # how far ahead runs are fetched whose statistics are given
     GIVEN_CHANNELS = 1024    # most channels whose coefficients are kept then
 
@@ -260,18 +263,21 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     cdef Py_ssize_t ahead = GIVEN_BYTES // job.itemsize if job.given and pieces.runs == 1 else 0
     cdef const char* weights = NULL
     cdef const char* offsets = NULL
+    cdef fn_line line
+    line.open = False
     if job.staged or not in_loops(job) or in_blocks(job):
         apply_blocks(job, chunk, first, count)
     elif job.streamed:
-        for number in range(pieces.sets):
-            if job.weights != NULL:
-                weights = job.weights + first_weight(job, first + number) * job.itemsize
-                offsets = job.offsets + first_weight(job, first + number) * job.itemsize
-            for run in range(pieces.runs):
+        for run in range(pieces.runs):
+            for number in range(pieces.sets):
+                if job.weights != NULL:
+                    weights = job.weights + first_weight(job, first + number) * job.itemsize
+                    offsets = job.offsets + first_weight(job, first + number) * job.itemsize
                 place = at + (number * pieces.apart + run * pieces.stride) * job.itemsize
+                line.more = number + 1 < pieces.sets
                 job.loops.stream(job.x + place, job.result + place, pieces.n, chunk.k + number * job.itemsize,
-                                 chunk.width, job.kind, job.slope, weights, offsets, NULL, ahead, True, 0.0, NULL,
-                                 NULL)
+                                 chunk.width, job.kind, job.slope, weights, offsets, &line, NULL, ahead, True, 0.0,
+                                 NULL, NULL)
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
@@ -316,6 +322,8 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
     cdef const char* offsets = NULL
     cdef const char* following
     cdef bint near = fn_stays_near(&pieces, job.itemsize)
+    cdef fn_line line
+    line.open = False
     while True:
         coming = chunk_sets(job, begin + count, end)
         if count:
@@ -325,19 +333,23 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
             return
         look_at_chunk(job, chunk, begin + count, coming)
         ahead = pieces.stride if pieces.runs > 1 else coming * job.shape.apart
-        for number in range(max(count, coming)):
-            if job.weights != NULL:
-                weights = job.weights + first_weight(job, begin + number) * job.itemsize
-                offsets = job.offsets + first_weight(job, begin + number) * job.itemsize
-            for piece in range(pieces.sets):
-                for run in range(pieces.runs):
+        for run in range(pieces.runs):
+            for number in range(max(count, coming)):
+                if job.weights != NULL:
+                    weights = job.weights + first_weight(job, begin + number) * job.itemsize
+                    offsets = job.offsets + first_weight(job, begin + number) * job.itemsize
+                for piece in range(pieces.sets):
                     at = (begin + number) * apart + (piece * pieces.apart + run * pieces.stride) * job.itemsize
                     following = job.x + at + count * apart if number < coming else NULL
                     if number < count:
+                        line.more = piece + 1 < pieces.sets or number + 1 < count or (pieces.runs == 1 and coming > 0)
+                        if pieces.runs > 1:  # ends within lines that are read before they are stored
+                            fn_prefetch(job.result + at + AHEAD_RUNS * pieces.stride * job.itemsize)
+                            fn_prefetch(job.result + at + (AHEAD_RUNS * pieces.stride + pieces.n) * job.itemsize)
                         job.loops.stream(job.x + at, job.result + at, pieces.n,
                                          chunk.k + (number * pieces.sets + piece) * job.itemsize, chunk.width,
-                                         job.kind, job.slope, weights, offsets, following, ahead, near, chunk.shift[number],
-                                         chunk.sums + number, chunk.sums + chunk.width + number)
+                                         job.kind, job.slope, weights, offsets, &line, following, ahead, near,
+                                         chunk.shift[number], chunk.sums + number, chunk.sums + chunk.width + number)
                     else:
                         job.loops.sums(following, &run_shape, chunk.shift + number, chunk.sums + number,
                                        chunk.sums + chunk.width + number)
@@ -354,7 +366,9 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here.
     With 0 channels gamma and beta belong to the elements.
     """
-    cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 else 1
+    cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 else 1, together = TOGETHER_VALUES
+    if job.streamed and runs > 1 and inner <= BESIDE_RUN:
+        together = BESIDE_BYTES // job.itemsize
     job.by_set = True
     job.sets = sets
     job.groups = groups
@@ -366,7 +380,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.shape.stride = groups * inner if runs > 1 else 0
     job.count = <double> runs * <double> job.shape.n
     job.nanoseconds += work(SET_COST, sets, 4)
-    job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), TOGETHER_VALUES // (runs * job.shape.n)))
+    job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), together // (runs * job.shape.n)))
     if channels:
         job.slices = groups * runs * job.shape.n // SLICE_VALUES
     else:

@@ -204,7 +204,8 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
     cdef bint doubtful = job.loops.back_sets(job.dy + at, job.x + at, job.result + at, count, job.channels, job.inner,
                                              job.mean + first, job.invstd + first,
                                              job.gamma + first % job.groups * job.channels, job.streamed and not job.staged,
-                                             chunk.gradients, chunk.gradients + chunk.width, chunk.doubtful) != 0
+                                             chunk.gradients, chunk.gradients + chunk.width, chunk.sums,
+                                             chunk.doubtful) != 0
     if not doubtful:
         return
     for number in range(count):

@@ -87,4 +87,46 @@ FN_SUM_RUN(64, double, fn_doubles, FN_FMA_DOUBLES)
 FN_BACK_RUN(32, float, fn_floats, FN_FLOATS, FN_FMA_FLOATS)
 FN_BACK_RUN(64, double, fn_doubles, FN_DOUBLES, FN_FMA_DOUBLES)
 
+/* The sums of sets from those of their runs, weighted with gamma, and dgamma from these: dbeta holds the sums of g, dgamma those of
+ * g * u, squares those of g * g; rest and factor are of each set. */
+static inline void fn_sums_of_sets(ptrdiff_t sets, ptrdiff_t channels, const double *restrict gamma, const double *restrict rest,
+                                   const double *restrict factor, const double *restrict dbeta, double *restrict dgamma,
+                                   const double *restrict squares, double *restrict set_sums, double *restrict set_products,
+                                   double *restrict set_squares)
+{
+    if (channels == 1) { /* sets side by side */
+        for (ptrdiff_t number = 0; number < sets; number++) {
+            set_sums[number] = gamma[number] * dbeta[number];
+            set_products[number] = gamma[number] * dgamma[number];
+            set_squares[number] = gamma[number] * gamma[number] * squares[number];
+            dgamma[number] = (dgamma[number] - rest[number] * dbeta[number]) * factor[number];
+        }
+        return;
+    }
+    for (ptrdiff_t number = 0, run = 0; number < sets; number++) {
+        const ptrdiff_t end = (number + 1) * channels;
+        double sum, product, square;
+        fn_double4 sum4 = {0}, product4 = {0}, square4 = {0};
+        for (; run + 4 <= end; run += 4) {
+            const fn_double4 weights = FN_DOUBLE4(gamma + run), sums = FN_DOUBLE4(dbeta + run), products = FN_DOUBLE4(dgamma + run);
+            sum4 += weights * sums;
+            product4 += weights * products;
+            square4 += weights * weights * FN_DOUBLE4(squares + run);
+            FN_DOUBLE4(dgamma + run) = (products - rest[number] * sums) * factor[number];
+        }
+        sum = (sum4[0] + sum4[2]) + (sum4[1] + sum4[3]);
+        product = (product4[0] + product4[2]) + (product4[1] + product4[3]);
+        square = (square4[0] + square4[2]) + (square4[1] + square4[3]);
+        for (; run < end; run++) {
+            sum += gamma[run] * dbeta[run];
+            product += gamma[run] * dgamma[run];
+            square += gamma[run] * gamma[run] * squares[run];
+            dgamma[run] = (dgamma[run] - rest[number] * dbeta[run]) * factor[number];
+        }
+        set_sums[number] = sum;
+        set_products[number] = product;
+        set_squares[number] = square;
+    }
+}
+
 #endif

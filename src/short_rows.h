@@ -18,12 +18,12 @@
     FN_EIGHT void fn_add_values_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, double near, fn_doubles *sum) \
     { \
         for (int part = 0; part < FN_PARTS; part++) \
-            sum[part] += fn_skipped(FN_LESS_##bits(load(x + at + part * FN_STEP), near), part, skip); \
+            sum[part] += fn_skipped_64(FN_LESS_##bits(load(x + at + part * FN_STEP), near), part, skip); \
     } \
     FN_EIGHT void fn_add_squares_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, double mean, fn_doubles *sum) \
     { \
         for (int part = 0; part < FN_PARTS; part++) { \
-            const fn_doubles d = fn_skipped(load(x + at + part * FN_STEP) - mean, part, skip); \
+            const fn_doubles d = fn_skipped_64(load(x + at + part * FN_STEP) - mean, part, skip); \
             sum[part] = FN_FMA_DOUBLES(d, d, sum[part]); \
         } \
     } \
@@ -78,7 +78,7 @@
                                           const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
                                           ptrdiff_t weight, int streamed) \
     { \
-        FN_WRITE_ROWS(real, store, y, rows, n, streamed, FN_BEGIN_ROW, FN_ROW_RESULT_##bits); \
+        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, y, rows, n, streamed, FN_BEGIN_ROW, FN_ROW_RESULT_##bits); \
     } \
     static inline void fn_short_apply_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const double *mean, \
                                              const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
@@ -120,8 +120,8 @@ FN_SHORT_ROWS(64, double, FN_LOAD_64, FN_STORE_64)
             for (int part = 0; part < FN_PARTS; part++) { \
                 const ptrdiff_t place = row * n + at + part * FN_STEP; \
                 double *sum = (double *)(sums + 2 * row) + part * FN_STEP, *product = (double *)(products + 2 * row) + part * FN_STEP; \
-                const fn_doubles d = fn_skipped(load(dy + place), part, skip), g = d * gammas[part]; \
-                const fn_doubles hat = fn_skipped((load(x + place) - mean[row]) * invstd[row], part, skip); \
+                const fn_doubles d = fn_skipped_64(load(dy + place), part, skip), g = d * gammas[part]; \
+                const fn_doubles hat = fn_skipped_64((load(x + place) - mean[row]) * invstd[row], part, skip); \
                 FN_DOUBLES(sum, 0) += g; \
                 FN_DOUBLES(product, 0) = FN_FMA_DOUBLES(g, hat, FN_DOUBLES(product, 0)); \
                 along[part] = FN_FMA_DOUBLES(d, hat, along[part]); \
@@ -152,7 +152,7 @@ FN_SHORT_ROWS(64, double, FN_LOAD_64, FN_STORE_64)
                                          int streamed) \
     { \
         const fn_doubles zero = {0}; \
-        FN_WRITE_ROWS(real, store, dx, rows, n, streamed, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
+        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
     } \
     static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
                                             const real *gamma, int centred, const double *mean, const double *invstd, int streamed, \

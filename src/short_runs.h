@@ -1,6 +1,6 @@
-/* The gradients of sets of short runs, of at least 8 values with one gamma (see back_short_runs in
- * normalization_set_loops.pxi.tp), all in double. As run_gradients.h does it, most of their time would go to adding up lanes and
- * to what is done once for a run; of long runs floats take half as long there. */
+/* The gradients of sets of short runs, of at least 8 values with one gamma: their sums and their results (see norm_back_sets in
+ * normalization_set_loops.pxi.tp). As run_gradients.h does it, most of their time would go to adding up lanes, here done for four
+ * runs at a time, and to what is done once for a run. */
 #ifndef FN_SHORT_RUNS_H
 #define FN_SHORT_RUNS_H
 
@@ -18,31 +18,35 @@
         function(first, 0, __VA_ARGS__); \
     if ((n) % 8) \
         function((n) - 8, 8 - (n) % 8, __VA_ARGS__)
-FN_EIGHT fn_doubles fn_skipped(fn_doubles eight, int part, ptrdiff_t skip)
+FN_EIGHT fn_few_floats fn_skipped_32(fn_few_floats eight, int part, ptrdiff_t skip)
+{
+    return skip ? fn_from_lane_few(eight, part, skip) : eight;
+}
+FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
 {
     return skip ? fn_from_lane_64(eight, part, skip) : eight;
 }
 
-/* Write rows of results, `result` of the ones from an index on, after `begin` for every row. y may be what they are computed from,
- * so the last eight of a row, if they have some in common with others, are computed first. Past the caches results gather in a
- * block. */
-#define FN_WRITE_ROWS(real, store, y, rows, n, streamed, begin, result) \
+/* Write rows of results, eight at a time in `parts` vectors, `result` of the ones from an index on, after `begin` for every row. y
+ * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. Past
+ * the caches results gather in a block. */
+#define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, begin, result) \
     do { \
-        enum { MOST = FN_BLOCK_BYTES / sizeof(real) }; \
+        enum { MOST = FN_BLOCK_BYTES / sizeof(real), STEP = 8 / (parts) }; \
         real block[MOST]; \
         ptrdiff_t done = 0, next = 0; \
         for (ptrdiff_t row = 0; row < (rows); row++) { \
             const ptrdiff_t first = next, last = first + (n) - 8, before = (streamed) ? done : 0; \
             real *to = (streamed) ? block : (y); \
-            fn_doubles end[FN_PARTS]; \
+            vector end[parts] = {{0}}; \
             begin; \
-            for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
-                end[part] = result(last + part * FN_STEP); \
-            for (ptrdiff_t at = first; at <= last; at += 8) \
-                for (int part = 0; part < FN_PARTS; part++) \
-                    store(to + (at - before) + part * FN_STEP, result(at + part * FN_STEP)); \
-            for (int part = 0; part < FN_PARTS && (n) % 8; part++) \
-                store(to + (last - before) + part * FN_STEP, end[part]); \
+            for (int part = 0; part < (parts) && (n) % 8; part++) \
+                end[part] = result(last + part * STEP); \
+            for (ptrdiff_t i = 0; i + 8 <= (n); i += 8) \
+                for (int part = 0; part < (parts); part++) \
+                    store(to + (first - before) + i + part * STEP, result(first + i + part * STEP)); \
+            for (int part = 0; part < (parts) && (n) % 8; part++) \
+                store(to + (last - before) + part * STEP, end[part]); \
             next += (n); \
             if ((streamed) && (row + 1 == (rows) || next + (n) > done + MOST)) { \
                 fn_stream_block((y) + done, block, (next - done) * (ptrdiff_t)sizeof(real)); \
@@ -70,90 +74,125 @@ static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, 
         totals[i] = (lanes[i][0] + lanes[i][2]) + (lanes[i][1] + lanes[i][3]);
 }
 
-#define FN_SHORT_RUNS(bits, real, load, store) \
-    FN_EIGHT void fn_add_products_##bits(ptrdiff_t at, ptrdiff_t skip, const real *dy, const real *x, double mean, fn_doubles *sum, \
-                                         fn_doubles *product) \
+/* The totals of so many times eight lanes, each ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)) */
+static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t count, double *totals)
+{
+    ptrdiff_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        fn_few_floats sums[FN_FEW_PARTS];
+        for (int part = 0; part < FN_FEW_PARTS; part++) {
+            const fn_few_floats *four = lanes + i * FN_FEW_PARTS + part;
+            sums[part] = FN_PAIRS(FN_PAIRS(four[0], four[FN_FEW_PARTS]), FN_PAIRS(four[2 * FN_FEW_PARTS], four[3 * FN_FEW_PARTS]));
+        }
+        fn_store_sums_of_halves(sums, totals + i);
+    }
+    for (; i < count; i++) {
+        const float *eight = (const float *)(lanes + i * FN_FEW_PARTS);
+        totals[i] = ((eight[0] + eight[1]) + (eight[2] + eight[3])) + ((eight[4] + eight[5]) + (eight[6] + eight[7]));
+    }
+}
+/* Of floats eight lanes wait for their totals, of doubles the four sums of two */
+#define FN_KEEP_LANES_32(lanes, sum) memcpy(lanes, sum, sizeof(sum))
+#define FN_KEEP_LANES_64(lanes, sum) (*(lanes) = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1))
+#define FN_KEPT_32 FN_FEW_PARTS
+#define FN_KEPT_64 1
+
+#define FN_SHORT_RUNS(bits, real, vector, parts, kept, totals_of, load, store, fma) \
+    FN_EIGHT void fn_add_products_##bits(ptrdiff_t at, ptrdiff_t skip, const real *dy, const real *x, vector scales, vector centres, \
+                                         vector *sum, vector *product, vector *square) \
     { \
-        for (int part = 0; part < FN_PARTS; part++) { \
-            const fn_doubles g = fn_skipped(load(dy + at + part * FN_STEP), part, skip); \
-            const fn_doubles u = fn_skipped(load(x + at + part * FN_STEP) - mean, part, skip); \
+        for (int part = 0; part < parts; part++) { \
+            const ptrdiff_t place = at + part * (8 / parts); \
+            const vector g = fn_skipped_##bits(load(dy + place), part, skip); \
+            const vector u = fn_skipped_##bits(FN_LESS_CENTRE_##bits(load(x + place)), part, skip); \
             sum[part] += g; \
-            product[part] = FN_FMA_DOUBLES(g, u, product[part]); \
+            product[part] = fma(g, u, product[part]); \
+            square[part] = fma(g, g, square[part]); \
         } \
     } \
-    /* Totals of g and g * u, u = x - mean, of `runs` runs, of which `channels` have one mean; meanwhile what lies `ahead` elements \
-     * after x, if not 0, is fetched. */ \
-    FN_EIGHT void fn_sum_runs_of_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const double *mean, \
-                                        ptrdiff_t channels, ptrdiff_t ahead, double *totals, double *products) \
+    /* Totals of g, g * u and g * g, u = x * scale - centre, of `runs` runs, of which `channels` have one scale and centre; meanwhile \
+     * what lies `ahead` elements after x, if not 0, is fetched. */ \
+    FN_EIGHT void fn_sum_runs_of_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const real *scale, \
+                                        const real *centre, ptrdiff_t channels, ptrdiff_t ahead, double *totals, double *products, \
+                                        double *squares) \
     { \
         enum { MOST = 32 }; \
         ptrdiff_t channel = 0; \
         for (ptrdiff_t first = 0; first < runs; first += MOST) { \
             const ptrdiff_t count = runs - first < MOST ? runs - first : MOST; \
-            fn_double4 lanes[2][MOST]; \
+            kept lanes[3][MOST * FN_KEPT_##bits]; \
             for (ptrdiff_t run = 0; run < count; run++, dy += n, x += n) { \
-                fn_doubles sum[FN_PARTS] = {{0}}, product[FN_PARTS] = {{0}}; \
+                const vector zero = {0}, scales = *scale - zero, centres = zero - *centre; \
+                vector sum[parts] = {{0}}, product[parts] = {{0}}, square[parts] = {{0}}; \
                 if (ahead) \
                     fn_fetch(x + ahead, n * sizeof(real)); \
-                FN_EACH_EIGHT(n, fn_add_products_##bits, dy, x, *mean, sum, product); \
-                lanes[0][run] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1); \
-                lanes[1][run] = FN_QUARTER(product, 0) + FN_QUARTER(product, 1); \
+                FN_EACH_EIGHT(n, fn_add_products_##bits, dy, x, scales, centres, sum, product, square); \
+                FN_KEEP_LANES_##bits(lanes[0] + run * FN_KEPT_##bits, sum); \
+                FN_KEEP_LANES_##bits(lanes[1] + run * FN_KEPT_##bits, product); \
+                FN_KEEP_LANES_##bits(lanes[2] + run * FN_KEPT_##bits, square); \
                 if (++channel == channels) { \
                     channel = 0; \
-                    mean++; \
+                    scale++; \
+                    centre++; \
                 } \
             } \
-            fn_totals_of_fours(lanes[0], count, totals + first); \
-            fn_totals_of_fours(lanes[1], count, products + first); \
+            totals_of(lanes[0], count, totals + first); \
+            totals_of(lanes[1], count, products + first); \
+            totals_of(lanes[2], count, squares + first); \
         } \
     } \
-    static inline void fn_sum_short_runs_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const double *mean, \
-                                                ptrdiff_t channels, ptrdiff_t ahead, double *totals, double *products) \
+    static inline void fn_sum_short_runs_##bits(const real *dy, const real *x, ptrdiff_t runs, ptrdiff_t n, const real *scale, \
+                                                const real *centre, ptrdiff_t channels, ptrdiff_t ahead, double *totals, \
+                                                double *products, double *squares) \
     { \
         if (n == 16) /* 4x4: nothing is left of loops and rests */ \
-            fn_sum_runs_of_##bits(dy, x, runs, 16, mean, channels, ahead, totals, products); \
+            fn_sum_runs_of_##bits(dy, x, runs, 16, scale, centre, channels, ahead, totals, products, squares); \
         else \
-            fn_sum_runs_of_##bits(dy, x, runs, n, mean, channels, ahead, totals, products); \
+            fn_sum_runs_of_##bits(dy, x, runs, n, scale, centre, channels, ahead, totals, products, squares); \
     } \
-    /* dx = dy * gamma * invstd + (u * b + c) of sets of runs; past the caches the next sets of dy are fetched. */ \
+    /* dx = dy * (a * gamma) + (u * b + c) of sets of runs; past the caches the next sets of dy are fetched. */ \
     FN_EIGHT void fn_back_runs_of_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, \
-                                         const double *mean, const double *invstd, const double *gamma, const double *b, \
-                                         const double *c, int streamed) \
+                                         const real *scale, const real *centre, const double *gamma, const double *a, \
+                                         const double *b, const double *c, int streamed) \
     { \
-        const fn_doubles zero = {0}; \
+        const vector zero = {0}; \
         const ptrdiff_t runs = sets * channels; \
         ptrdiff_t number = 0, channel = 0; \
-        FN_WRITE_ROWS(real, store, dx, runs, n, streamed, FN_BEGIN_RUN, FN_RUN_GRADIENT_##bits); \
+        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, FN_BEGIN_RUN(real, vector), FN_RUN_GRADIENT_##bits); \
     } \
     static inline void fn_back_short_runs_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, \
-                                                 ptrdiff_t n, const double *mean, const double *invstd, const double *gamma, \
-                                                 const double *b, const double *c, int streamed) \
+                                                 ptrdiff_t n, const real *scale, const real *centre, const double *gamma, \
+                                                 const double *a, const double *b, const double *c, int streamed) \
     { \
         if (n == 16 && !streamed) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, mean, invstd, gamma, b, c, 0); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, 0); \
         else if (n == 16) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, mean, invstd, gamma, b, c, 1); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, 1); \
         else if (!streamed) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, mean, invstd, gamma, b, c, 0); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, 0); \
         else \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, mean, invstd, gamma, b, c, 1); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, 1); \
     }
-#define FN_BEGIN_RUN \
+#define FN_BEGIN_RUN(real, vector) \
     if (channel == channels) { \
         channel = 0; \
         number++; \
     } \
     channel++; \
-    const fn_doubles as = invstd[number] * gamma[row] - zero, bs = b[number] - zero, cs = c[number] - zero; \
-    const fn_doubles middle = mean[number] - zero; \
+    const vector as = (real)(a[number] * gamma[row]) - zero, bs = (real)b[number] - zero, cs = (real)c[number] - zero; \
+    const vector scales = scale[number] - zero, centres = zero - centre[number]; \
+    (void)scales; \
     if (streamed) \
         fn_fetch(dy + first + runs * n, n * sizeof(*dy))
-#define FN_RUN_GRADIENT(load, at) FN_FMA_DOUBLES(load(dy + (at)), as, FN_FMA_DOUBLES(load(x + (at)) - middle, bs, cs))
-#define FN_RUN_GRADIENT_32(at) FN_RUN_GRADIENT(FN_WIDENED, at)
-#define FN_RUN_GRADIENT_64(at) FN_RUN_GRADIENT(FN_LOAD_64, at)
+#define FN_RUN_GRADIENT(load, fma, less, at) fma(load(dy + (at)), as, fma(less(load(x + (at))), bs, cs))
+#define FN_RUN_GRADIENT_32(at) FN_RUN_GRADIENT(FN_FEW, FN_FMA_FEW, FN_LESS_CENTRE_32, at)
+#define FN_RUN_GRADIENT_64(at) FN_RUN_GRADIENT(FN_LOAD_64, FN_FMA_DOUBLES, FN_LESS_CENTRE_64, at)
+#define FN_LESS_CENTRE_32(x) FN_FMA_FEW(x, scales, centres)
+#define FN_LESS_CENTRE_64(x) ((x) + centres)
+#define FN_STORE_FEW(x, value) (FN_FEW(x) = (value))
 #define FN_LOAD_64(x) FN_DOUBLES(x, 0)
 #define FN_STORE_64(x, value) (FN_DOUBLES(x, 0) = (value))
-FN_SHORT_RUNS(32, float, FN_WIDENED, FN_STORE_NARROWED)
-FN_SHORT_RUNS(64, double, FN_LOAD_64, FN_STORE_64)
+FN_SHORT_RUNS(32, float, fn_few_floats, FN_FEW_PARTS, fn_few_floats, fn_totals_of_eights, FN_FEW, FN_STORE_FEW, FN_FMA_FEW)
+FN_SHORT_RUNS(64, double, fn_doubles, FN_PARTS, fn_double4, fn_totals_of_fours, FN_LOAD_64, FN_STORE_64, FN_FMA_DOUBLES)
 
 #endif

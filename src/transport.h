@@ -276,6 +276,51 @@ static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const
     }
 }
 
+/* Less than 64 bytes, a multiple of 4, in at most two moves: a call of memcpy takes longer, and so does a store under a mask, by
+ * far. */
+#define FN_COPY_FROM(size) \
+    if (bytes >= size) { \
+        char first[size], last[size]; \
+        memcpy(first, src, size); \
+        memcpy(last, src + bytes - size, size); \
+        memcpy(dst, first, size); \
+        memcpy(dst + bytes - size, last, size); \
+        return; \
+    }
+static inline void fn_copy_few(char *dst, const char *src, ptrdiff_t bytes)
+{
+    FN_COPY_FROM(32)
+    FN_COPY_FROM(16)
+    FN_COPY_FROM(8)
+    FN_COPY_FROM(4)
+}
+#undef FN_COPY_FROM
+
+/* A piece of at least a line is given in three calls: `bytes` of it are in its first line, not whole; it has whole lines, and `rest`
+ * bytes are in its last one. The values come as a line, of which the first or the last ones count, and are copied as one: a copy of
+ * fewer would be a call. */
+static inline void fn_piece_begin(fn_line *line, void *y, const void *values, ptrdiff_t bytes)
+{
+    if (line->open)
+        memcpy(line->bytes + 128 - bytes, values, 64);
+    else
+        fn_copy_few(y, values, bytes);
+}
+/* Not at once: a load of what two stores have just put together waits for both. */
+static inline void fn_piece_lines(fn_line *line, void *y, ptrdiff_t bytes)
+{
+    if (line->open)
+        fn_stream_line((char *)y + bytes - 64, line->bytes + 64);
+}
+static inline void fn_piece_end(fn_line *line, void *end, const void *values, ptrdiff_t rest)
+{
+    line->open = line->more && rest;
+    if (line->open)
+        memcpy(line->bytes + rest, values, 64);
+    else
+        fn_copy_few((char *)end - rest, (const char *)values + 64 - rest, rest);
+}
+
 /* Streamed stores are weakly ordered: every thread that streamed ends with this, before it reports that it is done. */
 static inline void fn_stream_fence(void)
 {

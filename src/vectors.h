@@ -50,13 +50,14 @@ static inline void fn_widen_vector(fn_floats floats, fn_doubles *two)
 
 /* Four lanes of sums in vectors, in a register where possible */
 typedef double fn_double4 __attribute__((vector_size(32)));
+typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_alias));
+#define FN_DOUBLE4(x) (*(fn_any_double4 *)(x))
 #if defined(__AVX512F__)
 #define FN_QUARTER(lanes, number) ((fn_double4)_mm512_extractf64x4_pd((__m512d)(lanes)[(number) / 2], (number) % 2))
 #elif defined(__AVX__)
 #define FN_QUARTER(lanes, number) ((lanes)[number])
 #else
-typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_alias));
-#define FN_QUARTER(lanes, number) (*(const fn_any_double4 *)((const double *)(lanes) + 4 * (number)))
+#define FN_QUARTER(lanes, number) FN_DOUBLE4((const double *)(lanes) + 4 * (number))
 #endif
 
 /* The total of eight sums: the same of any rotation of them, because addition commutes */
@@ -98,16 +99,66 @@ typedef float fn_half_floats __attribute__((vector_size(FN_VECTOR_BYTES / 2), al
 #define FN_STORE_NARROWED(x, value) (*(fn_half_floats *)(x) = __builtin_convertvector(value, fn_half_floats))
 #endif
 
+/* Eight floats, in as few vectors as hold no more */
+#if defined(__AVX__)
+enum { FN_FEW_PARTS = 1 };
+typedef float fn_few_floats __attribute__((vector_size(32)));
+typedef int32_t fn_few_ints __attribute__((vector_size(32)));
+#else
+enum { FN_FEW_PARTS = 32 / FN_VECTOR_BYTES };
+typedef fn_floats fn_few_floats;
+typedef fn_ints fn_few_ints;
+#endif
+typedef float fn_any_few_floats __attribute__((vector_size(32 / FN_FEW_PARTS), aligned(4), may_alias));
+#define FN_FEW(x) (*(fn_any_few_floats *)(x))
+#if defined(__AVX__) && defined(__FMA__)
+#define FN_FMA_FEW(a, b, c) ((fn_few_floats)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif defined(__AVX__)
+#define FN_FMA_FEW(a, b, c) ((a) * (b) + (c))
+#else
+#define FN_FMA_FEW(a, b, c) FN_FMA_FLOATS(a, b, c)
+#endif
+
+/* Sums of the pairs of lanes of a, then of b, in every four; and of four lanes and the four after them, as doubles */
+#if defined(__AVX__)
+#define FN_PAIRS(a, b) fn_pairs(a, b)
+static inline fn_few_floats fn_pairs(fn_few_floats a, fn_few_floats b)
+{
+    return (fn_few_floats)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88) + (fn_few_floats)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
+}
+static inline void fn_store_sums_of_halves(const fn_few_floats *halves, double *y)
+{
+    const __m256 both = (__m256)*halves;
+    _mm256_storeu_pd(y, _mm256_cvtps_pd(_mm256_castps256_ps128(both) + _mm256_extractf128_ps(both, 1)));
+}
+#else
+#if defined(__SSE2__)
+#define FN_PAIRS(a, b) \
+    ((fn_floats)_mm_shuffle_ps((__m128)(a), (__m128)(b), 0x88) + (fn_floats)_mm_shuffle_ps((__m128)(a), (__m128)(b), 0xdd))
+#elif defined(__aarch64__)
+#define FN_PAIRS(a, b) ((fn_floats)vpaddq_f32((float32x4_t)(a), (float32x4_t)(b)))
+#else
+#define FN_PAIRS(a, b) ((fn_floats){(a)[0] + (a)[1], (a)[2] + (a)[3], (b)[0] + (b)[1], (b)[2] + (b)[3]})
+#endif
+static inline void fn_store_sums_of_halves(const fn_few_floats *halves, double *y)
+{
+    const fn_floats sums = halves[0] + halves[1];
+    for (int i = 0; i < 4; i++)
+        y[i] = sums[i];
+}
+#endif
+
 /* A part of 16 lanes, with zeros in those before lane `first` */
 #define FN_FROM_LANE(bits, vector, mask, integer) \
     static inline vector fn_from_lane_##bits(vector part, int number, ptrdiff_t first) \
     { \
         static const integer lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; \
         mask counts; \
-        memcpy(&counts, lane + number * (FN_VECTOR_BYTES / sizeof(integer)), sizeof(counts)); \
+        memcpy(&counts, lane + number * (sizeof(mask) / sizeof(integer)), sizeof(counts)); \
         return (vector)((mask)part & (counts >= (integer)first)); \
     }
 FN_FROM_LANE(32, fn_floats, fn_ints, int32_t)
+FN_FROM_LANE(few, fn_few_floats, fn_few_ints, int32_t)
 FN_FROM_LANE(64, fn_doubles, fn_longs, int64_t)
 
 /* The vector at x + lane, of which the elements of x from `begin` to `end` <= 32 are read; the others are zero. */
