@@ -193,9 +193,9 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
 
 cdef inline bint takes_given_runs(const NormJob* job, Py_ssize_t channels, Py_ssize_t inner) noexcept:
     """Whether shorter runs, too, are taken one by one where statistics are given: beside more columns than fit the nearest cache
-    with their five coefficients, and sooner where rows past the caches do not end with a line."""
+    with their five coefficients, and sooner past the caches."""
     cdef Py_ssize_t columns = channels * inner
-    return columns > FN_COLUMNS and inner >= (SHORT_GIVEN_RUN if job.streamed and columns % 16 else GIVEN_RUN)
+    return columns > FN_COLUMNS and inner >= (SHORT_GIVEN_RUN if job.streamed else GIVEN_RUN)
 
 
 cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexcept:

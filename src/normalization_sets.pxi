@@ -19,8 +19,8 @@ cdef enum:
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
-    BLOCK_RUN = 80           # values below which runs past the caches go through blocks: too many end within a line
-    BLOCK_ROW = 96           # the same of floats forward where every element has its own gamma
+    BLOCK_RUN = 320          # bytes below which runs past the caches go through blocks: too many end within a line
+    BLOCK_ROW = 96           # values below which rows with a gamma for every element do, forward
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
@@ -137,8 +137,9 @@ cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t
 
 cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
     """Whether results past the caches go through blocks."""
-    cdef bint by_row = job.channels == 0 and job.dy == NULL and job.itemsize == 4
-    return job.streamed and pieces_of(job, 1).n < (BLOCK_ROW if by_row else BLOCK_RUN)
+    cdef bint by_row = job.channels == 0 and job.dy == NULL
+    cdef Py_ssize_t n = pieces_of(job, 1).n
+    return job.streamed and (n < BLOCK_ROW if by_row else n * job.itemsize < BLOCK_RUN)
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
