@@ -150,6 +150,57 @@ def test_large_arrays_agree_with_the_reference(what, shape, gamma_shape, rest, d
             assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
 
 
+# Each returns the result, and writes it to `out`: forward, or with dy backward.
+PAST_THE_CACHES = {
+    "layer_norm": lambda x, v, dy, mean, invstd, out: (
+        fn.layer_norm(x, v, v, out=out) if dy is None else fn.layer_norm_backward(dy, x, mean, invstd, v, out=out)
+    ),
+    "group_norm": lambda x, v, dy, mean, invstd, out: (
+        fn.group_norm(x, 5, v, v, out=out) if dy is None else fn.group_norm_backward(dy, x, mean, invstd, 5, v, out=out)
+    ),
+    "instance_norm": lambda x, v, dy, mean, invstd, out: (
+        fn.instance_norm(x, v, v, out=out) if dy is None else fn.instance_norm_backward(dy, x, mean, invstd, v, out=out)
+    ),
+    "batch_norm": lambda x, v, dy, mean, invstd, out: (
+        fn.batch_norm(x, v, v, out=out) if dy is None else fn.batch_norm_backward(dy, x, mean, invstd, v, out=out)
+    ),
+    "batch_norm_inference": lambda x, v, dy, mean, invstd, out: (fn.batch_norm_inference(x, v, v * v, v, v, out=out),),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("layer_norm", (9001, 250)),
+        ("layer_norm", (24001, 97)),
+        ("layer_norm", (2200, 1024)),
+        ("group_norm", (100, 120, 14, 14)),
+        ("group_norm", (40, 60, 32, 33)),
+        ("instance_norm", (100, 250, 9, 11)),
+        ("batch_norm", (100, 250, 10, 9)),
+        ("batch_norm", (60, 65, 24, 25)),
+        ("batch_norm_inference", (100, 250, 10, 9)),
+        ("batch_norm_inference", (33, 65, 33, 33)),
+    ],
+)
+def test_results_past_the_caches_begin_anywhere_in_a_line(name, shape, dtype):
+    x, dy, v, _ = arrays(shape, shape[1:2], dtype)
+    statistics, call = (None, None), PAST_THE_CACHES[name]
+    for slope in (None, dy):
+        expected = call(x, v, slope, *statistics, None)
+        for begin in (1, 6, 15):
+            room = np.full(x.size + 32, 7, dtype)
+            out = room[begin : begin + x.size].reshape(shape)
+            with runtime.threads(2):
+                result = call(x, v, slope, *statistics, out)
+            assert result[0] is out and same_bits(result, expected)
+            assert np.all(room[:begin] == 7) and np.all(room[begin + x.size :] == 7)
+        statistics = expected[1:3]
+        if name == "batch_norm_inference":
+            break
+
+
 # Several pieces, of a few rows, of eight long ones, of samples.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
