@@ -10,7 +10,8 @@
 cdef enum:
     TOGETHER_VALUES = 32768  # most values in several sets
     BESIDE_RUN = 256         # values up to which runs past the caches, of channels beside each other, are taken together ...
-    BESIDE_BYTES = 393216    # ... and how much at most: two of them fit a second-level cache of 1 MB, with room to spare
+    BESIDE_VALUES = 640      # ... so many values of a sample ...
+    BESIDE_BYTES = 393216    # ... and no more than this: it fits a second-level cache of 1 MB twice, with room to spare
     NEAR_VALUES = 2048       # the same where they stay in the nearest cache from their sums to their results
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
@@ -369,7 +370,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     """
     cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 else 1, together = TOGETHER_VALUES
     if job.streamed and runs > 1 and inner <= BESIDE_RUN:
-        together = BESIDE_BYTES // job.itemsize
+        together = min(BESIDE_BYTES // job.itemsize, max(together, runs * BESIDE_VALUES))
     job.by_set = True
     job.sets = sets
     job.groups = groups
