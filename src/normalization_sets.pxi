@@ -9,10 +9,10 @@
 
 cdef enum:
     TOGETHER_VALUES = 32768  # most values in several sets
+    NEAR_VALUES = 2048       # the same where they stay in the nearest cache from their sums to their results
     BESIDE_RUN = 256         # values up to which runs past the caches, of channels beside each other, are taken together ...
     BESIDE_VALUES = 640      # ... so many values of a sample ...
     BESIDE_BYTES = 393216    # ... and no more than this: it fits a second-level cache of 1 MB twice, with room to spare
-    NEAR_VALUES = 2048       # the same where they stay in the nearest cache from their sums to their results
     CHUNK_ARRAYS = 21
     SET_BLOCKS = 16          # most blocks of samples
     ROWS = 8                 # least rows in a chunk and in a block: their gradients of gamma and beta are long arrays
