@@ -57,7 +57,7 @@ static inline double fn_total_32(const fn_doubles *sums, const fn_doubles *error
 {
     const fn_double4 four = ((FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1)) + FN_QUARTER(sums, 2)) + FN_QUARTER(sums, 3);
     (void)errors;
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return fn_total_of_four(four);
 }
 static inline double fn_total_of_eight_32(const fn_doubles *sums, const fn_doubles *errors)
 {
@@ -73,13 +73,13 @@ static inline double fn_total_64(const fn_doubles *sums, const fn_doubles *error
     FN_ADD_QUARTER(1);
     FN_ADD_QUARTER(2);
     FN_ADD_QUARTER(3);
-    return fn_add_four(four[0], four[1], four[2], four[3], (lost[0] + lost[2]) + (lost[1] + lost[3]));
+    return fn_add_four(four[0], four[1], four[2], four[3], fn_total_of_four(lost));
 }
 static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubles *errors)
 {
     fn_double4 four = FN_QUARTER(sums, 0), lost = FN_QUARTER(errors, 0);
     FN_ADD_QUARTER(1);
-    return fn_add_four(four[0], four[1], four[2], four[3], (lost[0] + lost[2]) + (lost[1] + lost[3]));
+    return fn_add_four(four[0], four[1], four[2], four[3], fn_total_of_four(lost));
 }
 
 /* vector(i): the terms of a vector from element i on. A row of less than `few` <= 64 elements is summed from first to last. */

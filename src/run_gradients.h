@@ -114,9 +114,9 @@ static inline void fn_sums_of_sets(ptrdiff_t sets, ptrdiff_t channels, const dou
             square4 += weights * weights * FN_DOUBLE4(squares + run);
             FN_DOUBLE4(dgamma + run) = (products - rest[number] * sums) * factor[number];
         }
-        sum = (sum4[0] + sum4[2]) + (sum4[1] + sum4[3]);
-        product = (product4[0] + product4[2]) + (product4[1] + product4[3]);
-        square = (square4[0] + square4[2]) + (square4[1] + square4[3]);
+        sum = fn_total_of_four(sum4);
+        product = fn_total_of_four(product4);
+        square = fn_total_of_four(square4);
         for (; run < end; run++) {
             sum += gamma[run] * dbeta[run];
             product += gamma[run] * dgamma[run];

@@ -55,7 +55,7 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
         } \
     } while (0)
 
-/* The totals of so many times four lanes, each in the order of fn_total_of_eight */
+/* The totals of so many times four lanes, each as fn_total_of_four has it */
 static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, double *totals)
 {
     ptrdiff_t i = 0;
@@ -71,7 +71,7 @@ static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, 
     }
 #endif
     for (; i < count; i++)
-        totals[i] = (lanes[i][0] + lanes[i][2]) + (lanes[i][1] + lanes[i][3]);
+        totals[i] = fn_total_of_four(lanes[i]);
 }
 
 /* The totals of so many times eight lanes, each ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)) */
@@ -82,7 +82,7 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
         fn_few_floats sums[FN_FEW_PARTS];
         for (int part = 0; part < FN_FEW_PARTS; part++) {
             const fn_few_floats *four = lanes + i * FN_FEW_PARTS + part;
-            sums[part] = FN_PAIRS(FN_PAIRS(four[0], four[FN_FEW_PARTS]), FN_PAIRS(four[2 * FN_FEW_PARTS], four[3 * FN_FEW_PARTS]));
+            sums[part] = fn_pairs(fn_pairs(four[0], four[FN_FEW_PARTS]), fn_pairs(four[2 * FN_FEW_PARTS], four[3 * FN_FEW_PARTS]));
         }
         fn_store_sums_of_halves(sums, totals + i);
     }

@@ -60,11 +60,11 @@ typedef double fn_any_double4 __attribute__((vector_size(32), aligned(8), may_al
 #define FN_QUARTER(lanes, number) FN_DOUBLE4((const double *)(lanes) + 4 * (number))
 #endif
 
-/* The total of eight sums: the same of any rotation of them, because addition commutes */
+/* The total of four sums, and of eight: the same of any rotation of them, because addition commutes */
+static inline double fn_total_of_four(fn_double4 four) { return (four[0] + four[2]) + (four[1] + four[3]); }
 static inline double fn_total_of_eight(const fn_doubles *sums)
 {
-    const fn_double4 four = FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1);
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return fn_total_of_four(FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1));
 }
 
 /* As FN_FMAF and FN_FMA: of a * b + c gcc makes no multiply-add. */
@@ -121,7 +121,6 @@ typedef float fn_any_few_floats __attribute__((vector_size(32 / FN_FEW_PARTS), a
 
 /* Sums of the pairs of lanes of a, then of b, in every four; and of four lanes and the four after them, as doubles */
 #if defined(__AVX__)
-#define FN_PAIRS(a, b) fn_pairs(a, b)
 static inline fn_few_floats fn_pairs(fn_few_floats a, fn_few_floats b)
 {
     return (fn_few_floats)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88) + (fn_few_floats)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
@@ -132,14 +131,16 @@ static inline void fn_store_sums_of_halves(const fn_few_floats *halves, double *
     _mm256_storeu_pd(y, _mm256_cvtps_pd(_mm256_castps256_ps128(both) + _mm256_extractf128_ps(both, 1)));
 }
 #else
+static inline fn_few_floats fn_pairs(fn_few_floats a, fn_few_floats b)
+{
 #if defined(__SSE2__)
-#define FN_PAIRS(a, b) \
-    ((fn_floats)_mm_shuffle_ps((__m128)(a), (__m128)(b), 0x88) + (fn_floats)_mm_shuffle_ps((__m128)(a), (__m128)(b), 0xdd))
+    return (fn_few_floats)_mm_shuffle_ps((__m128)a, (__m128)b, 0x88) + (fn_few_floats)_mm_shuffle_ps((__m128)a, (__m128)b, 0xdd);
 #elif defined(__aarch64__)
-#define FN_PAIRS(a, b) ((fn_floats)vpaddq_f32((float32x4_t)(a), (float32x4_t)(b)))
+    return (fn_few_floats)vpaddq_f32((float32x4_t)a, (float32x4_t)b);
 #else
-#define FN_PAIRS(a, b) ((fn_floats){(a)[0] + (a)[1], (a)[2] + (a)[3], (b)[0] + (b)[1], (b)[2] + (b)[3]})
+    return (fn_few_floats){a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]};
 #endif
+}
 static inline void fn_store_sums_of_halves(const fn_few_floats *halves, double *y)
 {
     const fn_floats sums = halves[0] + halves[1];
