@@ -109,8 +109,8 @@ typedef struct {
     void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, ptrdiff_t n);
     void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t n, fn_in k, ptrdiff_t width, double mean, double invstd,
                           fn_out dgamma, fn_out dbeta);
-    void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, const void *gamma, const void *beta, ptrdiff_t weights,
-                       ptrdiff_t weight, double eps, int centred, int streamed, double *mean, double *invstd);
+    void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma, const void *beta,
+                       ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, int streamed, double *mean, double *invstd);
     void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, const void *gamma, int centred,
                             const double *mean, const double *invstd, int streamed, double *dgamma, double *dbeta);
 } fn_norm;

@@ -18,6 +18,14 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
+/* sum + x, which was a float: conversions and additions wait for the same units, multiply-adds for others. With fewer registers that
+ * is no gain. */
+#if defined(__AVX512F__)
+#define fn_add_widened(sum, x) FN_FMA((x), 1.0, (sum))
+#else
+#define fn_add_widened(sum, x) ((sum) + (x))
+#endif
+
 /* Sums in 32 lanes, in vectors, added to sums in 8 lanes of double */
 static inline void fn_add_lanes_32(const fn_floats *lanes, fn_doubles *eight)
 {
@@ -86,7 +94,7 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
 
 /* Add x - shift, of float data x, and its square, of 8 rows `apart` elements from each other, to the sums of n columns, and fetch
  * what follows in the rows. */
-#define FN_ADD_EIGHT_ROWS(bits, real, term, term_of_one) \
+#define FN_ADD_EIGHT_ROWS(bits, real, term, term_of_one, pair) \
     static inline void fn_add_eight_rows_##bits(const real *restrict x, ptrdiff_t apart, ptrdiff_t n, \
                                                 const double *restrict shift, double *restrict sums, double *restrict squares) \
     { \
@@ -99,7 +107,7 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
                 d[row] = term(x + row * apart, i); \
             FN_ALL_EIGHT for (int row = 7; row >= 0; row--) \
                 square = FN_FMA_DOUBLES(d[row], d[row], square); \
-            FN_DOUBLES(sums, i) += ((d[0] + d[1]) + (d[2] + d[3])) + ((d[4] + d[5]) + (d[6] + d[7])); \
+            FN_DOUBLES(sums, i) += (pair(d[0], d[1]) + pair(d[2], d[3])) + (pair(d[4], d[5]) + pair(d[6], d[7])); \
             FN_DOUBLES(squares, i) = square; \
             if (i % LINE == 0) \
                 FN_ALL_EIGHT for (int row = 0; row < 8; row++) \
@@ -118,8 +126,10 @@ static inline void fn_widen(const float *x, double *y, ptrdiff_t n)
 #define FN_TERM_64(x, i) (FN_DOUBLES(x, i) - FN_DOUBLES(shift, i))
 #define FN_TERM_OF_ONE_32(x, i) (x)[i]
 #define FN_TERM_OF_ONE_64(x, i) ((x)[i] - shift[i])
-FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32)
-FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64)
+#define FN_PAIR_32(a, b) FN_FMA_DOUBLES(a, FN_ONES, b) /* see fn_add_widened */
+#define FN_PAIR_64(a, b) ((a) + (b))
+FN_ADD_EIGHT_ROWS(32, float, FN_TERM_32, FN_TERM_OF_ONE_32, FN_PAIR_32)
+FN_ADD_EIGHT_ROWS(64, double, FN_TERM_64, FN_TERM_OF_ONE_64, FN_PAIR_64)
 
 /* Add g, g * u and g * g, g = dy * gamma and u = x * scale - centre, of a row of 16 values or more to three totals, and dy * x_hat,
  * x_hat = u * factor + offset, and dy to dgamma and dbeta; what lies `ahead` elements after dy and x is fetched. In 32

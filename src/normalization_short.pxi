@@ -1,11 +1,13 @@
-# Layer, RMS and group norm of short sets, in double. Sets of at least ROW values are taken as they lie, some of them together. Of
-# shorter ones, and of groups backward, whose gammas differ, FN_LANES are transposed into a tile of doubles, normalized side by
-# side, and transposed back: one by one, what is done once for a set would take many times as long as what is done for its elements.
+# Layer, RMS and group norm of short sets, in double but for the results of floats in rows. Sets of at least ROW values are
+# taken as they lie, some of them together: rows. Of shorter ones, and of groups backward, whose gammas differ, FN_LANES are
+# transposed into a tile of doubles, normalized side by side, and transposed back: one by one, what is done once for a set
+# would take many times as long as what is done for its elements.
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
     LONG_ROW = 64           # ... and to which
-    LONG_DOUBLES = 96       # the same of doubles forward
+    LONG_FLOATS = 224       # the same of floats forward
+    LONG_DOUBLES = 96       # ... and of doubles
     ROW_BYTES = 8192        # of data that are taken together
     STREAMED_ROW_BYTES = 4096
     TILE = 512              # FN_LANES * RUN, what a block holds
@@ -15,16 +17,17 @@ cdef enum:
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
     """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
     cdef Py_ssize_t bound = LONG_ROW
-    if job.dy == NULL and job.itemsize == 8:
-        bound = LONG_DOUBLES
-    elif job.dy != NULL and job.groups > 1:
+    if job.dy == NULL:
+        bound = LONG_DOUBLES if job.itemsize == 8 else LONG_FLOATS
+    elif job.groups > 1:
         bound = RUN
     return job.channels == 0 and job.shape.n < bound
 
 
 cdef inline Py_ssize_t rows_of_call(const NormJob* job) noexcept nogil:
     """How many sets are taken together as they lie."""
-    return min(<Py_ssize_t> FN_SETS, (STREAMED_ROW_BYTES if job.streamed else ROW_BYTES) // (job.shape.n * job.itemsize))
+    cdef Py_ssize_t count = (STREAMED_ROW_BYTES if job.streamed else ROW_BYTES) // (job.shape.n * job.itemsize)
+    return min(<Py_ssize_t> FN_SETS, max(<Py_ssize_t> 8, count & -8))  # whole vectors of statistics
 
 
 cdef inline Py_ssize_t sets_side_by_side(const NormJob* job) noexcept nogil:
@@ -103,13 +106,11 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
 
 cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Sets of at least ROW values, as they lie."""
-    cdef double means[FN_SETS]
-    cdef double ones[LONG_DOUBLES]
-    cdef double zeros[LONG_DOUBLES]
+    cdef double ones[LONG_FLOATS]
+    cdef double zeros[LONG_FLOATS]
     cdef const char* weights = job.weights
     cdef const char* offsets = job.offsets
-    cdef Py_ssize_t count, n = job.shape.n, weight = first_weight(job, begin), places = job.groups * n
-    cdef double* mean = means
+    cdef Py_ssize_t n = job.shape.n, weight = first_weight(job, begin), places = job.groups * n, at = begin * n * job.itemsize
     if weights == NULL:
         fill_elements(<char*> ones, n, 1.0, job.itemsize)
         fill_elements(<char*> zeros, n, 0.0, job.itemsize)
@@ -117,14 +118,9 @@ cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
         offsets = <const char*> zeros
         weight = 0
         places = n
-    while begin < end:
-        count = min(end - begin, rows_of_call(job))
-        if job.centred:
-            mean = job.mean + begin
-        job.loops.short_rows(job.x + begin * n * job.itemsize, job.result + begin * n * job.itemsize, count, n, weights, offsets,
-                             places, weight, job.eps, job.centred, job.streamed and not job.staged, mean, job.invstd + begin)
-        begin += count
-        weight = (weight + count * n) % places
+    job.loops.short_rows(job.x + at, job.result + at, end - begin, n, rows_of_call(job), weights, offsets, places, weight,
+                         job.eps, job.centred, job.streamed and not job.staged, job.mean + begin if job.centred else NULL,
+                         job.invstd + begin)
 
 
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,

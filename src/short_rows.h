@@ -1,6 +1,6 @@
 /* Layer, RMS and group norm of short rows, of at least 8 values with a gamma each (see norm_short_rows in
- * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. All is in double and about the mean, so that
- * nothing is ever doubtful. */
+ * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. Moments about the mean, and gradients, are in
+ * double, so that nothing is ever doubtful; sums of floats are as elsewhere. */
 #ifndef FN_SHORT_ROWS_H
 #define FN_SHORT_ROWS_H
 
@@ -14,7 +14,7 @@
 #define FN_LESS_32(doubles, near) (doubles)
 #define FN_LESS_64(doubles, near) ((doubles) - (near))
 
-#define FN_SHORT_ROWS(bits, real, load, store) \
+#define FN_SHORT_ROWS(bits, real, load) \
     FN_EIGHT void fn_add_values_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, double near, fn_doubles *sum) \
     { \
         for (int part = 0; part < FN_PARTS; part++) \
@@ -71,35 +71,95 @@
             fn_moments_of_rows_##bits(x, rows, 16, centred, ahead, mean, var); \
         else \
             fn_moments_of_rows_##bits(x, rows, n, centred, ahead, mean, var); \
-    } \
-    /* y = (x - mean) * invstd * gamma + beta. The gammas of the first row begin at `weight`, and after `weights` of them they come \
-     * again. */ \
-    FN_EIGHT void fn_apply_rows_of_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const double *mean, \
-                                          const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
-                                          ptrdiff_t weight, int streamed) \
-    { \
-        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, y, rows, n, streamed, FN_BEGIN_ROW, FN_ROW_RESULT_##bits); \
-    } \
-    static inline void fn_short_apply_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const double *mean, \
-                                             const double *invstd, const real *gamma, const real *beta, ptrdiff_t weights, \
-                                             ptrdiff_t weight, int streamed) \
-    { \
-        if (streamed) \
-            fn_apply_rows_of_##bits(x, y, rows, n, mean, invstd, gamma, beta, weights, weight, 1); \
-        else if (n == 16) \
-            fn_apply_rows_of_##bits(x, y, rows, 16, mean, invstd, gamma, beta, weights, weight, 0); \
-        else \
-            fn_apply_rows_of_##bits(x, y, rows, n, mean, invstd, gamma, beta, weights, weight, 0); \
     }
-#define FN_BEGIN_ROW \
+FN_SHORT_ROWS(32, float, FN_WIDENED)
+FN_SHORT_ROWS(64, double, FN_LOAD_64)
+
+#define FN_EIGHT_ONES 1, 1, 1, 1, 1, 1, 1, 1
+static const double fn_zeros[FN_SETS] = {0};
+static const double fn_ones[FN_SETS] = {FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES};
+
+/* The rows of floats that come next, which are summed while results are written: these wait for multiply-adds, those for
+ * conversions. */
+typedef struct {
+    const float *x;
+    ptrdiff_t rows, n, ahead; /* elements on, what is fetched meanwhile, if not 0 */
+    fn_double4 sums[FN_SETS], squares[FN_SETS];
+} fn_coming;
+FN_EIGHT void fn_add_both(ptrdiff_t at, ptrdiff_t skip, const float *x, fn_doubles *sum, fn_doubles *square)
+{
+    for (int part = 0; part < FN_PARTS; part++) {
+        const fn_doubles d = fn_skipped_64(FN_WIDENED(x + at + part * FN_STEP), part, skip);
+        sum[part] = FN_FMA_DOUBLES(d, FN_ONES, sum[part]); /* conversions and additions would wait for the same units */
+        square[part] = FN_FMA_DOUBLES(d, d, square[part]);
+    }
+}
+FN_EIGHT void fn_sum_coming_row(fn_coming *coming, ptrdiff_t row, ptrdiff_t n)
+{
+    const float *x = coming->x + row * n;
+    fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}};
+    if (coming->ahead)
+        fn_fetch(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
+    FN_EACH_EIGHT(n, fn_add_both, x, sum, square);
+    coming->sums[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1);
+    coming->squares[row] = FN_QUARTER(square, 0) + FN_QUARTER(square, 1);
+}
+static inline void fn_sum_coming(fn_coming *coming)
+{
+    for (ptrdiff_t row = 0; row < coming->rows; row++)
+        fn_sum_coming_row(coming, row, coming->n);
+}
+static inline void fn_short_sums(const fn_coming *coming, double *sums, double *squares)
+{
+    fn_totals_of_fours(coming->sums, coming->rows, sums);
+    fn_totals_of_fours(coming->squares, coming->rows, squares);
+}
+
+/* y = z * gamma + beta, z of the coefficients `width` apart (see normalization_loops.pxi.tp). The gammas of the first row begin at
+ * `weight`, and after `weights` of them they come again. `gathered` unless it is NULL: past the caches. */
+#define FN_SHORT_APPLY(bits, real, vector, parts, store) \
+    FN_EIGHT void fn_apply_rows_of_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const real *k, ptrdiff_t width, \
+                                          const real *gamma, const real *beta, ptrdiff_t weights, ptrdiff_t weight, \
+                                          fn_gathered *gathered, int streamed, fn_coming *coming) \
+    { \
+        const vector zero = {0}; \
+        FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, FN_BEGIN_ROW_##bits, FN_ROW_RESULT_##bits); \
+    } \
+    static inline void fn_short_apply_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const real *k, ptrdiff_t width, \
+                                             const real *gamma, const real *beta, ptrdiff_t weights, ptrdiff_t weight, \
+                                             fn_gathered *gathered, fn_coming *coming) \
+    { \
+        if (gathered) \
+            fn_apply_rows_of_##bits(x, y, rows, n, k, width, gamma, beta, weights, weight, gathered, 1, coming); \
+        else if (n == 16) \
+            fn_apply_rows_of_##bits(x, y, rows, 16, k, width, gamma, beta, weights, weight, gathered, 0, coming); \
+        else \
+            fn_apply_rows_of_##bits(x, y, rows, n, k, width, gamma, beta, weights, weight, gathered, 0, coming); \
+    }
+#define FN_BEGIN_ROW(vector) \
     const ptrdiff_t from = weight - first; \
+    const vector shift = k[row + width] - zero, high = k[row + 2 * width] - zero; \
     weight = weight + n == weights ? 0 : weight + n
-#define FN_ROW_RESULT(load, at) \
-    FN_FMA_DOUBLES((load(x + (at)) - mean[row]) * invstd[row], load(gamma + from + (at)), load(beta + from + (at)))
-#define FN_ROW_RESULT_32(at) FN_ROW_RESULT(FN_WIDENED, at)
-#define FN_ROW_RESULT_64(at) FN_ROW_RESULT(FN_LOAD_64, at)
-FN_SHORT_ROWS(32, float, FN_WIDENED, FN_STORE_NARROWED)
-FN_SHORT_ROWS(64, double, FN_LOAD_64, FN_STORE_64)
+#define FN_BEGIN_ROW_32 \
+    FN_BEGIN_ROW(fn_few_floats); \
+    const fn_few_floats scale = k[row] - zero, low = k[row + 3 * width] - zero, bias = k[row + 4 * width] - zero; \
+    if (row < coming->rows) \
+        fn_sum_coming_row(coming, row, n)
+#define FN_BEGIN_ROW_64 \
+    FN_BEGIN_ROW(fn_doubles); \
+    (void)coming
+#define FN_ROW_RESULT_32(at) \
+    FN_FMA_FEW(fn_row_affine(FN_FEW(x + (at)), scale, shift, high, low, bias), FN_FEW(gamma + from + (at)), FN_FEW(beta + from + (at)))
+#define FN_ROW_RESULT_64(at) \
+    FN_FMA_DOUBLES((FN_LOAD_64(x + (at)) - shift) * high, FN_LOAD_64(gamma + from + (at)), FN_LOAD_64(beta + from + (at)))
+static inline fn_few_floats fn_row_affine(fn_few_floats x, fn_few_floats scale, fn_few_floats shift, fn_few_floats high,
+                                          fn_few_floats low, fn_few_floats bias)
+{
+    const fn_few_floats t = FN_FMA_FEW(x, scale, -shift);
+    return FN_FMA_FEW(t, high, FN_FMA_FEW(t, low, bias));
+}
+FN_SHORT_APPLY(32, float, fn_few_floats, FN_FEW_PARTS, FN_STORE_FEW)
+FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
 
 /* Backward, of rows with the same gammas. Eight columns of all rows at a time, so that their gradients, which are added to, stay in
  * registers; the sums of g and g * x_hat, g = dy * gamma, wait in eight lanes of every row. */
@@ -152,7 +212,11 @@ FN_SHORT_ROWS(64, double, FN_LOAD_64, FN_STORE_64)
                                          int streamed) \
     { \
         const fn_doubles zero = {0}; \
-        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
+        fn_gathered gathered; \
+        gathered.waiting = 0; \
+        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, &gathered, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
+        if (streamed) \
+            fn_store_rest(&gathered, dx + rows * n); \
     } \
     static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
                                             const real *gamma, int centred, const double *mean, const double *invstd, int streamed, \

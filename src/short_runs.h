@@ -27,17 +27,36 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
     return skip ? fn_from_lane_64(eight, part, skip) : eight;
 }
 
+/* Rows of results past the caches gather here, and the end of one call's last line waits for the next to fill it. They begin where
+ * vectors do, and what waits is before them. */
+enum { FN_GATHERED = 8192 };
+typedef struct {
+    char line[64] __attribute__((aligned(64))), bytes[FN_GATHERED];
+    ptrdiff_t waiting; /* bytes */
+} fn_gathered;
+/* Store rows of so many bytes, which go to y */
+static inline void fn_store_gathered(fn_gathered *rows, void *y, ptrdiff_t bytes)
+{
+    const ptrdiff_t all = rows->waiting + bytes, part = (ptrdiff_t)(((uintptr_t)y + (uintptr_t)bytes) % 64);
+    const ptrdiff_t rest = part < all ? part : all;
+    fn_stream_block((char *)y - rows->waiting, rows->bytes - rows->waiting, all - rest);
+    memmove(rows->line, rows->bytes + bytes - 64, 64);
+    rows->waiting = rest;
+}
+static inline void fn_store_rest(fn_gathered *rows, void *end)
+{
+    memcpy((char *)end - rows->waiting, rows->bytes - rows->waiting, (size_t)rows->waiting);
+}
+
 /* Write rows of results, eight at a time in `parts` vectors, `result` of the ones from an index on, after `begin` for every row. y
- * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. Past
- * the caches results gather in a block. */
-#define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, begin, result) \
+ * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. */
+#define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, begin, result) \
     do { \
-        enum { MOST = FN_BLOCK_BYTES / sizeof(real), STEP = 8 / (parts) }; \
-        real block[MOST]; \
+        enum { MOST = FN_GATHERED / sizeof(real), STEP = 8 / (parts) }; \
         ptrdiff_t done = 0, next = 0; \
         for (ptrdiff_t row = 0; row < (rows); row++) { \
             const ptrdiff_t first = next, last = first + (n) - 8, before = (streamed) ? done : 0; \
-            real *to = (streamed) ? block : (y); \
+            real *to = (streamed) ? (real *)(gathered)->bytes : (y); \
             vector end[parts] = {{0}}; \
             begin; \
             for (int part = 0; part < (parts) && (n) % 8; part++) \
@@ -49,7 +68,7 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
                 store(to + (last - before) + part * STEP, end[part]); \
             next += (n); \
             if ((streamed) && (row + 1 == (rows) || next + (n) > done + MOST)) { \
-                fn_stream_block((y) + done, block, (next - done) * (ptrdiff_t)sizeof(real)); \
+                fn_store_gathered(gathered, (y) + done, (next - done) * (ptrdiff_t)sizeof(real)); \
                 done = next; \
             } \
         } \
@@ -158,7 +177,12 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
         const vector zero = {0}; \
         const ptrdiff_t runs = sets * channels; \
         ptrdiff_t number = 0, channel = 0; \
-        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, FN_BEGIN_RUN(real, vector), FN_RUN_GRADIENT_##bits); \
+        fn_gathered gathered; \
+        gathered.waiting = 0; \
+        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, &gathered, FN_BEGIN_RUN(real, vector), \
+                      FN_RUN_GRADIENT_##bits); \
+        if (streamed) \
+            fn_store_rest(&gathered, dx + runs * n); \
     } \
     static inline void fn_back_short_runs_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, \
                                                  ptrdiff_t n, const real *scale, const real *centre, const double *gamma, \

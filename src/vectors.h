@@ -40,6 +40,7 @@ typedef double fn_any_doubles __attribute__((vector_size(FN_VECTOR_BYTES), align
 /* Those at x + i, as a value or to assign to */
 #define FN_FLOATS(x, i) (*(fn_any_floats *)((x) + (i)))
 #define FN_DOUBLES(x, i) (*(fn_any_doubles *)((x) + (i)))
+#define FN_ONES ((fn_doubles){0} + 1.0)
 
 /* The doubles of a vector of floats, in two vectors: one of twice the width would stay in memory */
 static inline void fn_widen_vector(fn_floats floats, fn_doubles *two)
