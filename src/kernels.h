@@ -111,7 +111,7 @@ typedef struct {
                           fn_out dgamma, fn_out dbeta);
     void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma, const void *beta,
                        ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, int streamed, double *mean, double *invstd);
-    void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, const void *gamma, int centred,
+    void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma, int centred,
                             const double *mean, const double *invstd, int streamed, double *dgamma, double *dbeta);
 } fn_norm;
 

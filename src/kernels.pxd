@@ -106,7 +106,7 @@ cdef extern from "kernels.h" nogil:
         void (*short_rows)(const void* x, void* y, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together, const void* gamma,
                            const void* beta, Py_ssize_t weights, Py_ssize_t weight, double eps, bint centred, bint streamed,
                            double* mean, double* invstd) noexcept nogil
-        void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, const void* gamma,
+        void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together, const void* gamma,
                                 bint centred, const double* mean, const double* invstd, bint streamed, double* dgamma,
                                 double* dbeta) noexcept nogil
 

@@ -1,13 +1,14 @@
-# Layer, RMS and group norm of short sets, in double but for the results of floats in rows. Sets of at least ROW values are
+# Layer, RMS and group norm of short sets, in double but for floats in rows. Sets of at least ROW values are
 # taken as they lie, some of them together: rows. Of shorter ones, and of groups backward, whose gammas differ, FN_LANES are
 # transposed into a tile of doubles, normalized side by side, and transposed back: one by one, what is done once for a set
 # would take many times as long as what is done for its elements.
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
-    LONG_ROW = 64           # ... and to which
-    LONG_FLOATS = 224       # the same of floats forward
-    LONG_DOUBLES = 96       # ... and of doubles
+    LONG_FLOATS = 224       # ... and to which, of floats
+    LONG_STREAMED = 128     # ... backward past the caches
+    LONG_DOUBLES = 96       # ... of doubles
+    LONG_DOUBLES_BACK = 64  # ... backward
     ROW_BYTES = 8192        # of data that are taken together
     STREAMED_ROW_BYTES = 4096
     TILE = 512              # FN_LANES * RUN, what a block holds
@@ -16,11 +17,13 @@ cdef enum:
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
     """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
-    cdef Py_ssize_t bound = LONG_ROW
-    if job.dy == NULL:
-        bound = LONG_DOUBLES if job.itemsize == 8 else LONG_FLOATS
-    elif job.groups > 1:
+    cdef Py_ssize_t bound = LONG_FLOATS if job.itemsize == 4 else LONG_DOUBLES
+    if job.dy != NULL and job.groups > 1:
         bound = RUN
+    elif job.dy != NULL and job.itemsize == 8:
+        bound = LONG_DOUBLES_BACK
+    elif job.dy != NULL and job.streamed:
+        bound = LONG_STREAMED
     return job.channels == 0 and job.shape.n < bound
 
 
@@ -185,20 +188,11 @@ cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
 
 cdef void back_short_rows(const NormJob* job, Py_ssize_t block) noexcept nogil:
     """One block of sets of at least ROW values with the same gammas, as they lie."""
-    cdef double no_means[FN_SETS]
-    cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block), count, at
+    cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block), at = begin * n * job.itemsize
     cdef double* gradients = job.partial + block * 2 * gradient_width(job)
-    cdef const double* mean = no_means
-    memset(no_means, 0, sizeof(no_means))
-    while begin < end:
-        count = min(end - begin, rows_of_call(job))
-        at = begin * n * job.itemsize
-        if job.centred:
-            mean = job.mean + begin
-        job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, count, n, job.weights, job.centred, mean,
-                                  job.invstd + begin, job.streamed and not job.staged, gradients,
-                                  gradients + gradient_width(job))
-        begin += count
+    job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, end - begin, n, rows_of_call(job), job.weights, job.centred,
+                              job.mean + begin if job.centred else NULL, job.invstd + begin, job.streamed and not job.staged,
+                              gradients, gradients + gradient_width(job))
 
 
 cdef void short_part(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

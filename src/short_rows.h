@@ -209,21 +209,16 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
     /* dx = g * invstd + (u * b + c), u = x - mean; past the caches the next rows of dy are fetched. */ \
     FN_EIGHT void fn_back_rows_of_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, const real *gamma, \
                                          const double *mean, const double *invstd, const double *b, const double *c, \
-                                         int streamed) \
+                                         fn_gathered *gathered, int streamed) \
     { \
         const fn_doubles zero = {0}; \
-        fn_gathered gathered; \
-        gathered.waiting = 0; \
-        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, &gathered, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
-        if (streamed) \
-            fn_store_rest(&gathered, dx + rows * n); \
+        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
     } \
     static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
-                                            const real *gamma, int centred, const double *mean, const double *invstd, int streamed, \
-                                            double *dgamma, double *dbeta) \
+                                            const real *gamma, int centred, const double *mean, const double *invstd, \
+                                            fn_gathered *gathered, ptrdiff_t ahead, double *dgamma, double *dbeta) \
     { \
         double sums[FN_SETS], products[FN_SETS], b[FN_SETS], c[FN_SETS]; \
-        const ptrdiff_t ahead = streamed ? rows * n : 0; \
         if (n == 16) \
             fn_sum_rows_of_##bits(dy, x, rows, 16, gamma, mean, invstd, ahead, dgamma, dbeta, sums, products); \
         else \
@@ -232,12 +227,12 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
             b[row] = -(products[row] / (double)n) * invstd[row] * invstd[row]; \
             c[row] = centred ? -(sums[row] / (double)n) * invstd[row] : 0; \
         } \
-        if (streamed) \
-            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, 1); \
+        if (gathered) \
+            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, gathered, 1); \
         else if (n == 16) \
-            fn_back_rows_of_##bits(dy, x, dx, rows, 16, gamma, mean, invstd, b, c, 0); \
+            fn_back_rows_of_##bits(dy, x, dx, rows, 16, gamma, mean, invstd, b, c, gathered, 0); \
         else \
-            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, 0); \
+            fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, gathered, 0); \
     }
 #define FN_BEGIN_BACK_ROW \
     const fn_doubles as = invstd[row] - zero, bs = b[row] - zero, cs = c[row] - zero, middle = mean[row] - zero; \
@@ -249,5 +244,76 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
 #define FN_ROW_GRADIENT_64(at) FN_ROW_GRADIENT(FN_LOAD_64, at)
 FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_NARROWED)
 FN_SHORT_ROWS_BACK(64, double, FN_LOAD_64, FN_STORE_64)
+
+/* The same of floats in their own arithmetic, up to the sums of g, g * u and g * g of each row, u = x * scale - centre, with which
+ * x_hat = u * factor + offset. k holds the arrays of coefficients, `width` apart: scale, -, factor, -, offset, centre. dgamma and
+ * dbeta are added to. */
+#define FN_ROW_DEVIATION \
+    const fn_few_floats scale = k[row] - zero, centre = k[row + 5 * width] - zero
+FN_EIGHT void fn_add_row_products(ptrdiff_t at, ptrdiff_t skip, const float *dy, const float *x, const float *gamma,
+                                  fn_few_floats scale, fn_few_floats centre, fn_few_floats factor, fn_few_floats offset,
+                                  float *dgamma, float *dbeta, fn_few_floats *sum, fn_few_floats *product, fn_few_floats *square)
+{
+    for (int part = 0; part < FN_FEW_PARTS; part++) {
+        const ptrdiff_t place = at + part * (8 / FN_FEW_PARTS);
+        const fn_few_floats d = fn_skipped_32(FN_FEW(dy + place), part, skip), g = d * FN_FEW(gamma + place);
+        const fn_few_floats u = FN_FMA_FEW(FN_FEW(x + place), scale, -centre);
+        sum[part] += g;
+        product[part] = FN_FMA_FEW(g, u, product[part]);
+        square[part] = FN_FMA_FEW(g, g, square[part]);
+        FN_FEW(dgamma + place + skip) = FN_FMA_FEW(d, FN_FMA_FEW(u, factor, offset), FN_FEW(dgamma + place + skip));
+        FN_FEW(dbeta + place + skip) += d;
+    }
+}
+static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
+                                        const float *k, ptrdiff_t width, ptrdiff_t ahead, float *dgamma, float *dbeta, double *totals,
+                                        double *products, double *squares)
+{
+    const fn_few_floats zero = {0};
+    fn_few_floats lanes[3][FN_SETS * FN_FEW_PARTS];
+    for (ptrdiff_t row = 0; row < rows; row++, dy += n, x += n) {
+        FN_ROW_DEVIATION;
+        const fn_few_floats factor = k[row + 2 * width] - zero, offset = k[row + 4 * width] - zero;
+        fn_few_floats sum[FN_FEW_PARTS] = {{0}}, product[FN_FEW_PARTS] = {{0}}, square[FN_FEW_PARTS] = {{0}};
+        if (ahead) {
+            fn_fetch(dy + ahead, n * (ptrdiff_t)sizeof(*dy));
+            fn_fetch(x + ahead, n * (ptrdiff_t)sizeof(*x));
+        }
+        FN_EACH_EIGHT(n, fn_add_row_products, dy, x, gamma, scale, centre, factor, offset, dgamma, dbeta, sum, product, square);
+        memcpy(lanes[0] + row * FN_FEW_PARTS, sum, sizeof(sum));
+        memcpy(lanes[1] + row * FN_FEW_PARTS, product, sizeof(product));
+        memcpy(lanes[2] + row * FN_FEW_PARTS, square, sizeof(square));
+    }
+    for (ptrdiff_t i = n & -(ptrdiff_t)8; i < n; i++) {
+        dgamma[i] = dgamma[i + (-n & 7)];
+        dbeta[i] = dbeta[i + (-n & 7)];
+    }
+    fn_totals_of_eights(lanes[0], rows, totals);
+    fn_totals_of_eights(lanes[1], rows, products);
+    fn_totals_of_eights(lanes[2], rows, squares);
+}
+#define FN_BEGIN_FLOAT_BACK_ROW \
+    FN_ROW_DEVIATION; \
+    const fn_few_floats a = linear[row] - zero, b = linear[row + width] - zero, c = linear[row + 2 * width] - zero
+#define FN_FLOAT_ROW_GRADIENT(at) \
+    FN_FMA_FEW(FN_FEW(dy + (at)) * FN_FEW(gamma + (at) - first), a, FN_FMA_FEW(FN_FMA_FEW(FN_FEW(x + (at)), scale, -centre), b, c))
+/* dx = dy * gamma * a + (u * b + c), the arrays a, b and c `width` apart */
+FN_EIGHT void fn_write_row_gradients_of(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
+                                        const float *k, const float *linear, ptrdiff_t width, fn_gathered *gathered,
+                                        int streamed)
+{
+    const fn_few_floats zero = {0};
+    FN_WRITE_ROWS(float, fn_few_floats, FN_FEW_PARTS, FN_STORE_FEW, dx, rows, n, streamed, gathered, FN_BEGIN_FLOAT_BACK_ROW,
+                  FN_FLOAT_ROW_GRADIENT);
+}
+static inline void fn_write_row_gradients(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n,
+                                          const float *gamma, const float *k, const float *linear, ptrdiff_t width,
+                                          fn_gathered *gathered)
+{
+    if (gathered)
+        fn_write_row_gradients_of(dy, x, dx, rows, n, gamma, k, linear, width, gathered, 1);
+    else
+        fn_write_row_gradients_of(dy, x, dx, rows, n, gamma, k, linear, width, gathered, 0);
+}
 
 #endif

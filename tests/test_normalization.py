@@ -174,6 +174,7 @@ PAST_THE_CACHES = {
     [
         ("layer_norm", (9001, 250)),
         ("layer_norm", (24001, 97)),
+        ("layer_norm", (60001, 37)),
         ("layer_norm", (2200, 1024)),
         ("group_norm", (100, 120, 14, 14)),
         ("group_norm", (40, 60, 32, 33)),
@@ -649,6 +650,7 @@ def batch(f, x, gamma, beta, dy):
 
 LINEAR_CASES = [
     (layer, (64, 20), (20,), {}),
+    (layer, (70, 150), (150,), {}),
     (layer, (37, 3000), (3000,), {}),
     (rms, (64, 20), (20,), {}),
     (rms, (37, 3000), (3000,), {}),
