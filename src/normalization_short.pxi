@@ -29,7 +29,8 @@ cdef inline bint is_short(const NormJob* job) noexcept nogil:
 
 cdef inline Py_ssize_t rows_of_call(const NormJob* job) noexcept nogil:
     """How many sets are taken together as they lie."""
-    cdef Py_ssize_t count = (STREAMED_ROW_BYTES if job.streamed else ROW_BYTES) // (job.shape.n * job.itemsize)
+    cdef bint few = job.streamed and (job.dy == NULL or job.itemsize == 4)
+    cdef Py_ssize_t count = (STREAMED_ROW_BYTES if few else ROW_BYTES) // (job.shape.n * job.itemsize)
     return min(<Py_ssize_t> FN_SETS, max(<Py_ssize_t> 8, count & -8))  # whole vectors of statistics
 
 
