@@ -5,6 +5,7 @@ cdef enum:
     PANEL_BYTES = 1 << 19
     STAGED_PANEL_BYTES = 1 << 17
     TURNED_PANEL_BYTES = 1 << 14
+    COMING_BYTES = 1 << 20   # of an operand beyond which the column form fetches the next rows of those that it transposes
     TOGETHER_BYTES = 1 << 13 # what the row form reads together
     STREAMED_BYTES = 1 << 10 # the same past the caches: reading and writing in turns, neither waits for long; forward, where
     STREAMED_BYTES_FORWARD = 1 << 12  # exponentials take so long that rows are fetched while they are computed
@@ -43,6 +44,16 @@ cdef inline bint is_staged(const Rows* rows, const Operand* operand) noexcept no
 cdef inline bint needs_scratch(const Rows* rows) noexcept nogil:
     """Whether the kernel, or copying, works in a room of the tile's size."""
     return not rows.by_row or rows.plan.result.half or rows.plan.source[0].half or rows.plan.source[rows.plan.inputs - 1].half
+
+
+cdef inline const char* coming_tile(const Rows* rows, const Operand* operand, const char* place, Py_ssize_t first) noexcept nogil:
+    """Where the tile after the one at `place` begins, if it is fetched while that one is computed: transposing would wait for
+    the memory, and the memory for the exponentials."""
+    cdef Py_ssize_t pitch = operand.strides[rows.plan.ndim - 2]
+    if (rows.by_row or not operand.contiguous or pitch != rows.length * operand.itemsize or first + 2 * rows.width > rows.lanes
+            or rows.plan.size * operand.itemsize <= COMING_BYTES):
+        return NULL
+    return place + rows.width * pitch
 
 
 cdef void rows_part(void* context, int part) noexcept nogil:
@@ -96,6 +107,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
             operand = &plan.result if i == 2 else &plan.source[min(i, other)]
             places[i] = place_at(plan, operand, tile // rows.tiles, plan.ndim - 2) + first * operand.strides[plan.ndim - 2]
             used[i] = places[i]
+            rest.coming[i] = coming_tile(rows, operand, places[i], first) if i != 1 or other == 1 else NULL
             steps[i] = operand.strides[plan.ndim - 2 if rows.by_row else plan.ndim - 1] // plan.itemsize
             if not operand.direct or count < width:
                 used[i] = tiles[i]

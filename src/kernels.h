@@ -35,6 +35,7 @@ typedef struct {
     double *losses;          /* -log(softmax(x)[label]) of each row */
     double share;            /* factor of the gradient */
     ptrdiff_t ahead;         /* how far after their operands rows are fetched beside exponentials, in the row form; 0: they are not */
+    const char *coming[3];   /* of a, b and y: what the column form fetches meanwhile, as much as it works on, or NULL */
 } fn_rest;
 typedef void (*fn_rows)(fn_in a, ptrdiff_t a_step, fn_in b, ptrdiff_t b_step, fn_out y, ptrdiff_t y_step, fn_out scratch,
                         ptrdiff_t n, ptrdiff_t width, const fn_rest *rest);

@@ -37,6 +37,7 @@ cdef extern from "kernels.h" nogil:
         double* losses
         double share
         Py_ssize_t ahead
+        const char* coming[3]
     ctypedef void (*fn_rows)(fn_in a, Py_ssize_t a_step, fn_in b, Py_ssize_t b_step, fn_out y, Py_ssize_t y_step,
                              fn_out scratch, Py_ssize_t n, Py_ssize_t width, const fn_rest* rest) noexcept nogil
 
