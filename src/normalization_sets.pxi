@@ -21,7 +21,6 @@ cdef enum:
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
     BLOCK_RUN = 320          # bytes below which runs past the caches go through blocks: too many end within a line
-    BLOCK_ROW = 96           # values below which rows with a gamma for every element do, forward
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
@@ -130,17 +129,17 @@ cdef inline Py_ssize_t rows_at_once(const NormJob* job, Py_ssize_t count) noexce
 
 
 cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t count) noexcept nogil:
-    """How many of `count` sets, or pieces, with runs of n values side by side go through a block together."""
+    """How many of `count` sets, or pieces, with runs of n values side by side go through a block together: in blocks alike,
+    because a small one's ends, within lines, would take long beside it."""
     if job.weights != NULL:
         count = rows_at_once(job, count)
-    return max(<Py_ssize_t> 1, min(count, BLOCK_BYTES // (n * job.itemsize)))
+    cdef Py_ssize_t most = max(<Py_ssize_t> 1, BLOCK_BYTES // (n * job.itemsize))
+    return count_of(count, count_of(count, most))
 
 
 cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
     """Whether results past the caches go through blocks."""
-    cdef bint by_row = job.channels == 0 and job.dy == NULL
-    cdef Py_ssize_t n = pieces_of(job, 1).n
-    return job.streamed and (n < BLOCK_ROW if by_row else n * job.itemsize < BLOCK_RUN)
+    return job.streamed and pieces_of(job, 1).n * job.itemsize < BLOCK_RUN
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
