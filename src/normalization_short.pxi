@@ -1,7 +1,7 @@
-# Layer, RMS and group norm of short sets, in double but for floats in rows. Sets of at least ROW values are
-# taken as they lie, some of them together: rows. Of shorter ones, and of groups backward, whose gammas differ, FN_LANES are
-# transposed into a tile of doubles, normalized side by side, and transposed back: one by one, what is done once for a set
-# would take many times as long as what is done for its elements.
+# Layer, RMS and group norm of short sets, in double but for floats in rows. Sets of at least ROW values are taken as they lie,
+# some of them together: rows. Of shorter ones, and of groups backward, whose gammas differ, FN_LANES are transposed into a tile
+# of doubles, normalized side by side, and transposed back: one by one, what is done once for a set would take many times as long
+# as what is done for its elements.
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
