@@ -53,6 +53,13 @@ typedef struct {
  * coefficients scale, shift, high, low, bias, centre, `width` elements apart; kind: the activation fused into the loop. */
 enum { FN_PLAIN, FN_RELU, FN_LEAKY };
 enum { FN_SETS = 32, FN_COLUMNS = 512 }; /* sets, and columns, that a loop over them takes together, at most */
+enum { FN_LONG_ROW = 224 };              /* floats of a row from which on it is not a short one */
+
+/* For sets without a gamma and a beta, or a shift */
+#define FN_EIGHT_ONES 1, 1, 1, 1, 1, 1, 1, 1
+static const double fn_zeros[FN_SETS] = {0};
+static const double fn_ones[FN_SETS] = {FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES};
+#undef FN_EIGHT_ONES
 
 /* Sets, `apart` elements from each other, of runs, `stride` elements from each other, of n consecutive elements. */
 typedef struct {
@@ -110,10 +117,12 @@ typedef struct {
     void (*row_weigh)(fn_in dy, fn_out g, fn_in gamma, ptrdiff_t n);
     void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t n, fn_in k, ptrdiff_t width, double mean, double invstd,
                           fn_out dgamma, fn_out dbeta);
-    void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma, const void *beta,
-                       ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, int streamed, double *mean, double *invstd);
-    void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma, int centred,
-                            const double *mean, const double *invstd, int streamed, double *dgamma, double *dbeta);
+    void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma,
+                       const void *beta, ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, int streamed, double *mean,
+                       double *invstd);
+    void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together,
+                            const void *gamma, int centred, const double *mean, const double *invstd, int streamed, double *dgamma,
+                            double *dbeta);
 } fn_norm;
 
 /* A histogram's bins, and from where on an element is saturated. */

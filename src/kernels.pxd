@@ -11,6 +11,7 @@ cdef extern from "kernels.h" nogil:
         FN_LEAKY
         FN_SETS
         FN_COLUMNS
+        FN_LONG_ROW
         FN_LANES
         FN_PANEL
         FN_FORWARD
@@ -52,6 +53,8 @@ cdef extern from "kernels.h" nogil:
         char bytes[192]
         bint open
         bint more
+    const double fn_zeros[FN_SETS]
+    const double fn_ones[FN_SETS]
     ctypedef struct fn_sets:
         Py_ssize_t sets
         Py_ssize_t apart
@@ -107,9 +110,9 @@ cdef extern from "kernels.h" nogil:
         void (*short_rows)(const void* x, void* y, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together, const void* gamma,
                            const void* beta, Py_ssize_t weights, Py_ssize_t weight, double eps, bint centred, bint streamed,
                            double* mean, double* invstd) noexcept nogil
-        void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together, const void* gamma,
-                                bint centred, const double* mean, const double* invstd, bint streamed, double* dgamma,
-                                double* dbeta) noexcept nogil
+        void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together,
+                                const void* gamma, bint centred, const double* mean, const double* invstd, bint streamed,
+                                double* dgamma, double* dbeta) noexcept nogil
 
     ctypedef struct fn_bins:
         double first

@@ -18,8 +18,8 @@
 #define fn_fmaf(a, b, c) ((float)((double)(a) * (b) + (c)))
 #endif
 
-/* sum + x, which was a float: conversions and additions wait for the same units, multiply-adds for others. With fewer registers that
- * is no gain. */
+/* sum + x, which was a float: conversions and additions wait for the same units, multiply-adds for others. With fewer registers
+ * that is no gain. */
 #if defined(__AVX512F__)
 #define fn_add_widened(sum, x) FN_FMA((x), 1.0, (sum))
 #else

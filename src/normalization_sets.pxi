@@ -42,12 +42,6 @@ cdef struct Chunk:
     char* linear             # three
     char* rows               # gradients of the gammas and betas that rows share, or else their dy * gamma
 
-cdef double zeros[FN_SETS]
-cdef double ones[FN_SETS]
-for _number in range(FN_SETS):
-    zeros[<int> _number] = 0.0
-    ones[<int> _number] = 1.0
-
 
 cdef inline bint keeps_coefficients(const NormJob* job) noexcept nogil:
     """Whether those of all channels are computed once, not for every sample anew: where statistics are given."""
@@ -152,7 +146,7 @@ cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first,
     """The coefficients of the pieces of `count` sets; with gamma 1 and beta 0 where they are arrays."""
     cdef Py_ssize_t number, i, channel = first % job.groups * job.channels
     if job.channels == 0:
-        job.loops.coefficients(mean, invstd, ones, zeros, count, chunk.k, chunk.width)
+        job.loops.coefficients(mean, invstd, fn_ones, fn_zeros, count, chunk.k, chunk.width)
         return
     if job.channels > 1:
         for number in range(count):

@@ -73,7 +73,7 @@ cdef bint chunk_forms(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
                       const double* mean) noexcept nogil:
     """The linear form of dx and the gradients of gamma and beta of every set; whether one is doubtful."""
     cdef const double* invstd = job.invstd + first
-    cdef const double* gamma = ones
+    cdef const double* gamma = fn_ones
     cdef const double* products = chunk.sums + chunk.width
     cdef const double* squares = products + chunk.width
     if job.channels:
@@ -177,9 +177,11 @@ cdef void back_apply_doubtful_rows(const NormJob* job, Chunk* chunk, Py_ssize_t 
 cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                          double* gradients) noexcept nogil:
     """dx, and the gradients of gamma and beta of the sets, or of their elements: these are added to `gradients`."""
-    cdef const double* mean = job.mean + first if job.centred else &zeros[0]
+    cdef const double* mean = fn_zeros
     cdef Py_ssize_t number
     cdef bint doubtful
+    if job.centred:
+        mean = job.mean + first
     chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
     chunk_sums(job, chunk, first, count, mean)
     doubtful = chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4

@@ -5,8 +5,7 @@
 
 cdef enum:
     ROW = 12                # values from which on sets are taken as they lie
-    LONG_FLOATS = 224       # ... and to which, of floats
-    LONG_STREAMED = 128     # ... backward past the caches
+    LONG_STREAMED = 128     # ... and to which, of floats backward past the caches, else FN_LONG_ROW
     LONG_DOUBLES = 96       # ... of doubles
     LONG_DOUBLES_BACK = 64  # ... backward
     ROW_BYTES = 8192        # of data that are taken together
@@ -17,7 +16,7 @@ cdef enum:
 
 cdef inline bint is_short(const NormJob* job) noexcept nogil:
     """Whether the sets have a gamma for every element, and are so short that other loops' sums of lanes take long beside it."""
-    cdef Py_ssize_t bound = LONG_FLOATS if job.itemsize == 4 else LONG_DOUBLES
+    cdef Py_ssize_t bound = FN_LONG_ROW if job.itemsize == 4 else LONG_DOUBLES
     if job.dy != NULL and job.groups > 1:
         bound = RUN
     elif job.dy != NULL and job.itemsize == 8:
@@ -110,8 +109,8 @@ cdef void forward_short_sets(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
 
 cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Sets of at least ROW values, as they lie."""
-    cdef double ones[LONG_FLOATS]
-    cdef double zeros[LONG_FLOATS]
+    cdef double ones[FN_LONG_ROW]
+    cdef double zeros[FN_LONG_ROW]
     cdef const char* weights = job.weights
     cdef const char* offsets = job.offsets
     cdef Py_ssize_t n = job.shape.n, weight = first_weight(job, begin), places = job.groups * n, at = begin * n * job.itemsize
@@ -189,11 +188,12 @@ cdef void back_short_unit(const NormJob* job, Py_ssize_t number) noexcept nogil:
 
 cdef void back_short_rows(const NormJob* job, Py_ssize_t block) noexcept nogil:
     """One block of sets of at least ROW values with the same gammas, as they lie."""
-    cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block), at = begin * n * job.itemsize
+    cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block)
+    cdef Py_ssize_t at = begin * n * job.itemsize
     cdef double* gradients = job.partial + block * 2 * gradient_width(job)
-    job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, end - begin, n, rows_of_call(job), job.weights, job.centred,
-                              job.mean + begin if job.centred else NULL, job.invstd + begin, job.streamed and not job.staged,
-                              gradients, gradients + gradient_width(job))
+    job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, end - begin, n, rows_of_call(job), job.weights,
+                              job.centred, job.mean + begin if job.centred else NULL, job.invstd + begin,
+                              job.streamed and not job.staged, gradients, gradients + gradient_width(job))
 
 
 cdef void short_part(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

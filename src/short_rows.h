@@ -1,6 +1,7 @@
 /* Layer, RMS and group norm of short rows, of at least 8 values with a gamma each (see norm_short_rows in
- * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. Moments about the mean, and gradients, are in
- * double, so that nothing is ever doubtful; sums of floats are as elsewhere. */
+ * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. Floats go as in long rows: one pass of sums, results
+ * and gradients in their own arithmetic. All else is in double and about the mean, so that nothing is ever doubtful: doubles, and of
+ * floats what was. */
 #ifndef FN_SHORT_ROWS_H
 #define FN_SHORT_ROWS_H
 
@@ -75,10 +76,6 @@
 FN_SHORT_ROWS(32, float, FN_WIDENED)
 FN_SHORT_ROWS(64, double, FN_LOAD_64)
 
-#define FN_EIGHT_ONES 1, 1, 1, 1, 1, 1, 1, 1
-static const double fn_zeros[FN_SETS] = {0};
-static const double fn_ones[FN_SETS] = {FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES};
-
 /* The rows of floats that come next, which are summed while results are written: these wait for multiply-adds, those for
  * conversions. */
 typedef struct {
@@ -149,7 +146,8 @@ static inline void fn_short_sums(const fn_coming *coming, double *sums, double *
     FN_BEGIN_ROW(fn_doubles); \
     (void)coming
 #define FN_ROW_RESULT_32(at) \
-    FN_FMA_FEW(fn_row_affine(FN_FEW(x + (at)), scale, shift, high, low, bias), FN_FEW(gamma + from + (at)), FN_FEW(beta + from + (at)))
+    FN_FMA_FEW(fn_row_affine(FN_FEW(x + (at)), scale, shift, high, low, bias), FN_FEW(gamma + from + (at)), \
+               FN_FEW(beta + from + (at)))
 #define FN_ROW_RESULT_64(at) \
     FN_FMA_DOUBLES((FN_LOAD_64(x + (at)) - shift) * high, FN_LOAD_64(gamma + from + (at)), FN_LOAD_64(beta + from + (at)))
 static inline fn_few_floats fn_row_affine(fn_few_floats x, fn_few_floats scale, fn_few_floats shift, fn_few_floats high,
@@ -212,7 +210,8 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
                                          fn_gathered *gathered, int streamed) \
     { \
         const fn_doubles zero = {0}; \
-        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, FN_ROW_GRADIENT_##bits); \
+        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, \
+                      FN_ROW_GRADIENT_##bits); \
     } \
     static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
                                             const real *gamma, int centred, const double *mean, const double *invstd, \
@@ -246,8 +245,8 @@ FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_NARROWED)
 FN_SHORT_ROWS_BACK(64, double, FN_LOAD_64, FN_STORE_64)
 
 /* The same of floats in their own arithmetic, up to the sums of g, g * u and g * g of each row, u = x * scale - centre, with which
- * x_hat = u * factor + offset. k holds the arrays of coefficients, `width` apart: scale, -, factor, -, offset, centre. dgamma and
- * dbeta are added to. */
+ * x_hat = u * factor + offset. k holds the arrays of coefficients, `width` apart: factor and offset are in the places of high and bias.
+ * dgamma and dbeta are added to. */
 #define FN_ROW_DEVIATION \
     const fn_few_floats scale = k[row] - zero, centre = k[row + 5 * width] - zero
 FN_EIGHT void fn_add_row_products(ptrdiff_t at, ptrdiff_t skip, const float *dy, const float *x, const float *gamma,
@@ -266,8 +265,8 @@ FN_EIGHT void fn_add_row_products(ptrdiff_t at, ptrdiff_t skip, const float *dy,
     }
 }
 static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
-                                        const float *k, ptrdiff_t width, ptrdiff_t ahead, float *dgamma, float *dbeta, double *totals,
-                                        double *products, double *squares)
+                                        const float *k, ptrdiff_t width, ptrdiff_t ahead, float *dgamma, float *dbeta,
+                                        double *totals, double *products, double *squares)
 {
     const fn_few_floats zero = {0};
     fn_few_floats lanes[3][FN_SETS * FN_FEW_PARTS];
@@ -296,7 +295,8 @@ static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff
     FN_ROW_DEVIATION; \
     const fn_few_floats a = linear[row] - zero, b = linear[row + width] - zero, c = linear[row + 2 * width] - zero
 #define FN_FLOAT_ROW_GRADIENT(at) \
-    FN_FMA_FEW(FN_FEW(dy + (at)) * FN_FEW(gamma + (at) - first), a, FN_FMA_FEW(FN_FMA_FEW(FN_FEW(x + (at)), scale, -centre), b, c))
+    FN_FMA_FEW(FN_FEW(dy + (at)) * FN_FEW(gamma + (at) - first), a, \
+               FN_FMA_FEW(FN_FMA_FEW(FN_FEW(x + (at)), scale, -centre), b, c))
 /* dx = dy * gamma * a + (u * b + c), the arrays a, b and c `width` apart */
 FN_EIGHT void fn_write_row_gradients_of(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
                                         const float *k, const float *linear, ptrdiff_t width, fn_gathered *gathered,
