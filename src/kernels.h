@@ -87,6 +87,8 @@ typedef struct {
     /* sets */
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
+    void (*write)(fn_in x, fn_out y, ptrdiff_t sets, ptrdiff_t n, ptrdiff_t pieces, fn_in k, ptrdiff_t width, ptrdiff_t coming,
+                  fn_in shift, fn_out totals, fn_out total_squares);
     void (*stream)(fn_in x, fn_out y, ptrdiff_t n, fn_in k, ptrdiff_t width, int kind, double slope, fn_in gamma,
                    fn_in beta, fn_line *line, fn_in following, ptrdiff_t ahead, int near, double shift, double *total,
                    double *total_squares);
@@ -109,6 +111,8 @@ typedef struct {
                                int kind, double slope);
     /* rows whose columns have a gamma each */
     void (*row_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta);
+    void (*row_write)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t n, fn_in k, ptrdiff_t width, fn_in gamma, fn_in beta,
+                      ptrdiff_t coming, fn_in shift, fn_out totals, fn_out total_squares);
     void (*row_back_sums)(fn_in dy, fn_in x, ptrdiff_t rows, ptrdiff_t n, fn_in gamma, fn_in k,
                           ptrdiff_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma, fn_out dbeta, ptrdiff_t ahead);
     void (*row_back_apply)(fn_in dy, fn_in x, fn_out dx, ptrdiff_t rows, ptrdiff_t n, fn_in gamma,

@@ -72,6 +72,8 @@ cdef extern from "kernels.h" nogil:
         void (*sums)(fn_in x, const fn_sets* shape, fn_in shift, fn_out sums, fn_out squares) noexcept nogil
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil
+        void (*write)(fn_in x, fn_out y, Py_ssize_t sets, Py_ssize_t n, Py_ssize_t pieces, fn_in k, Py_ssize_t width,
+                      Py_ssize_t coming, fn_in shift, fn_out totals, fn_out total_squares) noexcept nogil
         void (*stream)(fn_in x, fn_out y, Py_ssize_t n, fn_in k, Py_ssize_t width, int kind, double slope, fn_in gamma,
                        fn_in beta, fn_line* line, fn_in following, Py_ssize_t ahead, bint near, double shift,
                        double* total, double* total_squares) noexcept nogil
@@ -98,6 +100,8 @@ cdef extern from "kernels.h" nogil:
                                    Py_ssize_t width, int kind, double slope) noexcept nogil
         void (*row_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma,
                           fn_in beta) noexcept nogil
+        void (*row_write)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t n, fn_in k, Py_ssize_t width, fn_in gamma,
+                          fn_in beta, Py_ssize_t coming, fn_in shift, fn_out totals, fn_out total_squares) noexcept nogil
         void (*row_back_sums)(fn_in dy, fn_in x, Py_ssize_t rows, Py_ssize_t n, fn_in gamma, fn_in k,
                               Py_ssize_t width, fn_in mean, fn_in invstd, fn_out totals, fn_out dgamma,
                               fn_out dbeta, Py_ssize_t ahead) noexcept nogil

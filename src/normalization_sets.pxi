@@ -253,7 +253,7 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
 
 cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     cdef fn_sets pieces = pieces_of(job, count)
-    cdef Py_ssize_t number, run, rows, turn, place, weight, at = first * job.shape.apart * job.itemsize
+    cdef Py_ssize_t number, run, place, weight, at = first * job.shape.apart * job.itemsize
     # what was not read for its sums before is fetched, where runs follow each other
     cdef Py_ssize_t ahead = GIVEN_BYTES // job.itemsize if job.given and pieces.runs == 1 else 0
     cdef const char* weights = NULL
@@ -276,12 +276,10 @@ cdef void apply_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssi
     elif job.weights == NULL:
         job.loops.apply(job.x + at, job.result + at, &pieces, chunk.k, chunk.width, job.kind, job.slope)
     else:
-        rows = rows_at_once(job, count)
-        for turn in range(count // rows):
-            number = turn * rows
+        for number in range(count):  # groups, whose gammas differ; rows are written by write_sets
             place = at + number * job.shape.apart * job.itemsize
             weight = first_weight(job, first + number) * job.itemsize
-            job.loops.row_apply(job.x + place, job.result + place, rows, job.shape.n, chunk.k + number * job.itemsize,
+            job.loops.row_apply(job.x + place, job.result + place, 1, job.shape.n, chunk.k + number * job.itemsize,
                                 chunk.width, job.weights + weight, job.offsets + weight)
 
 
@@ -307,6 +305,35 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
         if job.result != NULL:
             apply_chunk(job, chunk, begin, count)
         begin += count
+
+
+cdef inline bint written_together(const NormJob* job) noexcept nogil:
+    """Whether `write_sets` takes the sets."""
+    if job.given or job.result == NULL or job.streamed or job.staged or not in_loops(job) or job.kind != FN_PLAIN:
+        return False
+    return job.shape.runs == 1 and (job.weights == NULL or rows_share(job))
+
+
+cdef void write_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """forward_sets in the caches: while the results of some sets are written, the next ones are summed, because to read and to
+    write takes less time together than after one another."""
+    cdef Py_ssize_t count = chunk_sets(job, begin, end), coming, at
+    chunk_statistics(job, chunk, begin, count)
+    while count:
+        coming = chunk_sets(job, begin + count, end)
+        at = begin * job.shape.n * job.itemsize
+        chunk_coefficients(job, chunk, begin, count, chunk.mean, chunk.invstd)
+        look_at_chunk(job, chunk, begin + count, coming)
+        if job.weights != NULL:
+            job.loops.row_write(job.x + at, job.result + at, count, job.shape.n, chunk.k, chunk.width, job.weights, job.offsets,
+                                coming, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+        else:
+            job.loops.write(job.x + at, job.result + at, count, job.shape.n, max(job.channels, <Py_ssize_t> 1), chunk.k,
+                            chunk.width, coming, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+        begin += count
+        count = coming
+        if count:
+            finish_chunk(job, chunk, begin, count)
 
 
 cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -433,6 +460,8 @@ cdef void set_part(void* context, int part) noexcept nogil:
                 backward_unit(job, &chunk, unit)
         elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):
             stream_sets(job, &chunk, begin, end)
+        elif written_together(job):
+            write_sets(job, &chunk, begin, end)
         else:
             forward_sets(job, &chunk, begin, end)
     if job.streamed:

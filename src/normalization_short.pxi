@@ -4,8 +4,7 @@
 # as what is done for its elements.
 
 cdef enum:
-    ROW = 12                # values from which on sets are taken as they lie
-    LONG_STREAMED = 128     # ... and to which, of floats backward past the caches, else FN_LONG_ROW
+    ROW = 12                # values from which on sets are taken as they lie, to FN_LONG_ROW ...
     LONG_DOUBLES = 96       # ... of doubles
     LONG_DOUBLES_BACK = 64  # ... backward
     ROW_BYTES = 8192        # of data that are taken together
@@ -21,8 +20,6 @@ cdef inline bint is_short(const NormJob* job) noexcept nogil:
         bound = RUN
     elif job.dy != NULL and job.itemsize == 8:
         bound = LONG_DOUBLES_BACK
-    elif job.dy != NULL and job.streamed:
-        bound = LONG_STREAMED
     return job.channels == 0 and job.shape.n < bound
 
 

@@ -27,50 +27,82 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
     return skip ? fn_from_lane_64(eight, part, skip) : eight;
 }
 
-/* Rows of results past the caches gather here, and the end of one call's last line waits for the next to fill it. They begin where
- * vectors do, and what waits is before them. */
-enum { FN_GATHERED = 8192 };
+/* Rows of results past the caches gather in one half of these bytes, while those in the other are stored: some for every row that is
+ * computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a half's last one goes on before
+ * the rows of the next. */
+enum { FN_GATHERED = 4096 };
 typedef struct {
-    char line[64] __attribute__((aligned(64))), bytes[FN_GATHERED];
-    ptrdiff_t waiting; /* bytes */
+    char halves[2][64 + FN_GATHERED] __attribute__((aligned(64)));
+    int half;
+    ptrdiff_t waiting, filled; /* bytes of it: before its rows, and of them */
+    const char *from;          /* what is still to be stored */
+    char *to;
+    ptrdiff_t late; /* bytes, whole lines */
 } fn_gathered;
-/* Store rows of so many bytes, which go to y */
-static inline void fn_store_gathered(fn_gathered *rows, void *y, ptrdiff_t bytes)
+static inline void fn_begin_gathered(fn_gathered *rows)
 {
-    const ptrdiff_t all = rows->waiting + bytes, part = (ptrdiff_t)(((uintptr_t)y + (uintptr_t)bytes) % 64);
-    const ptrdiff_t rest = part < all ? part : all;
-    fn_stream_block((char *)y - rows->waiting, rows->bytes - rows->waiting, all - rest);
-    memmove(rows->line, rows->bytes + bytes - 64, 64);
-    rows->waiting = rest;
+    rows->half = 0;
+    rows->waiting = rows->filled = rows->late = 0;
 }
+FN_EIGHT void fn_store_late(fn_gathered *rows, ptrdiff_t bytes)
+{
+    fn_stream(rows->to, rows->from, bytes);
+    rows->to += bytes;
+    rows->from += bytes;
+    rows->late -= bytes;
+}
+/* Take the other half. The rows of this one end at `end`. */
+static __attribute__((noinline)) void fn_turn_gathered(fn_gathered *rows, char *end)
+{
+    const ptrdiff_t all = rows->waiting + rows->filled, part = (ptrdiff_t)((uintptr_t)end % 64), rest = part < all ? part : all;
+    const ptrdiff_t before = (ptrdiff_t)(-(uintptr_t)(end - all) % 64), head = before < all - rest ? before : all - rest;
+    const char *rows_end = rows->halves[rows->half] + 64 + rows->filled;
+    fn_store_late(rows, rows->late);
+    memcpy(end - all, rows_end - all, (size_t)head);
+    rows->to = end - all + head;
+    rows->from = rows_end - all + head;
+    rows->late = all - rest - head;
+    rows->half ^= 1;
+    memcpy(rows->halves[rows->half], rows_end - 64, 64);
+    rows->waiting = rest;
+    rows->filled = 0;
+}
+/* Where to compute a row of so many bytes, which goes to y */
+FN_EIGHT void *fn_gather(fn_gathered *rows, void *y, ptrdiff_t bytes)
+{
+    const ptrdiff_t lines = (bytes + 63) & -64;
+    if (rows->filled + bytes > FN_GATHERED)
+        fn_turn_gathered(rows, y);
+    fn_store_late(rows, lines < rows->late ? lines : rows->late);
+    rows->filled += bytes;
+    return rows->halves[rows->half] + 64 + rows->filled - bytes;
+}
+/* The last row ends at `end`. */
 static inline void fn_store_rest(fn_gathered *rows, void *end)
 {
-    memcpy((char *)end - rows->waiting, rows->bytes - rows->waiting, (size_t)rows->waiting);
+    fn_turn_gathered(rows, end);
+    fn_store_late(rows, rows->late);
+    memcpy((char *)end - rows->waiting, rows->halves[rows->half] + 64 - rows->waiting, (size_t)rows->waiting);
 }
 
 /* Write rows of results, eight at a time in `parts` vectors, `result` of the ones from an index on, after `begin` for every row. y
  * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. */
 #define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, begin, result) \
     do { \
-        enum { MOST = FN_GATHERED / sizeof(real), STEP = 8 / (parts) }; \
-        ptrdiff_t done = 0, next = 0; \
-        for (ptrdiff_t row = 0; row < (rows); row++) { \
-            const ptrdiff_t first = next, last = first + (n) - 8, before = (streamed) ? done : 0; \
-            real *to = (streamed) ? (real *)(gathered)->bytes : (y); \
+        enum { STEP = 8 / (parts) }; \
+        ptrdiff_t first = 0; \
+        for (ptrdiff_t row = 0; row < (rows); row++, first += (n)) { \
+            const ptrdiff_t last = first + (n) - 8; \
+            real *to = (streamed) ? fn_gather(gathered, (y) + first, (n) * (ptrdiff_t)sizeof(real)) : (y) + first; \
             vector end[parts] = {{0}}; \
             begin; \
             for (int part = 0; part < (parts) && (n) % 8; part++) \
                 end[part] = result(last + part * STEP); \
             for (ptrdiff_t i = 0; i + 8 <= (n); i += 8) \
                 for (int part = 0; part < (parts); part++) \
-                    store(to + (first - before) + i + part * STEP, result(first + i + part * STEP)); \
+                    store(to + i + part * STEP, result(first + i + part * STEP)); \
             for (int part = 0; part < (parts) && (n) % 8; part++) \
-                store(to + (last - before) + part * STEP, end[part]); \
-            next += (n); \
-            if ((streamed) && (row + 1 == (rows) || next + (n) > done + MOST)) { \
-                fn_store_gathered(gathered, (y) + done, (next - done) * (ptrdiff_t)sizeof(real)); \
-                done = next; \
-            } \
+                store(to + (n) - 8 + part * STEP, end[part]); \
         } \
     } while (0)
 
@@ -178,7 +210,7 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
         const ptrdiff_t runs = sets * channels; \
         ptrdiff_t number = 0, channel = 0; \
         fn_gathered gathered; \
-        gathered.waiting = 0; \
+        fn_begin_gathered(&gathered); \
         FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, &gathered, FN_BEGIN_RUN(real, vector), \
                       FN_RUN_GRADIENT_##bits); \
         if (streamed) \

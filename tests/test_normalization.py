@@ -222,6 +222,38 @@ def test_arrays_that_are_copied_in_pieces(what, shape, gamma_shape, rest, dtype)
         assert same_bits(what(fn, x, gamma, beta, dy, **rest), got)
 
 
+# While the results of some sets are written, others are summed; some are far from zero.
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "shape", "gamma_shape", "rest"),
+    [
+        ("layer_norm", (75, 45), (45,), {}),
+        ("layer_norm", (75, 300), (300,), {}),
+        ("layer_norm", (9, 9001), (9001,), {}),
+        ("rms_norm", (75, 300), (300,), {}),
+        ("group_norm", (3, 84, 5, 9), (84,), {"groups": 12}),
+        ("instance_norm", (2, 45, 17, 19), (45,), {}),
+    ],
+)
+def test_sets_know_nothing_of_those_beside_them(name, shape, gamma_shape, rest, dtype, isa):
+    x, other, gamma, beta = arrays(shape, gamma_shape, dtype)
+    count = shape[0] * rest.get("groups", 45 if name == "instance_norm" else 1)
+    x.reshape(count, -1)[::3] += 3000
+    affine = {"gamma": gamma} if name == "rms_norm" else {"gamma": gamma, "beta": beta}
+    with runtime.use_isa(isa), runtime.threads(1):
+        for weights in ({}, affine):
+            results = getattr(fn, name)(x, **rest, **weights)
+            first = getattr(fn, name)(x[:1], **rest, **weights)
+            assert same_bits(first, [a[:1] for a in results])
+            for kept in range(2):
+                mixed = x.copy().reshape(count, -1)
+                mixed[1 - kept :: 2] = other.reshape(count, -1)[1 - kept :: 2]
+                beside = getattr(fn, name)(mixed.reshape(shape), **rest, **weights)
+                for a, b in zip(beside, results, strict=True):
+                    assert same_bits([a.reshape(count, -1)[kept::2]], [b.reshape(count, -1)[kept::2]])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("what", "shape", "gamma_shape", "rest"),
