@@ -74,6 +74,24 @@ typedef struct {
     int more;                                     /* another piece follows the one that is written */
 } fn_line;
 
+/* Pieces of results past the caches that follow each other gather in one half of these bytes, while those in the other are stored: some
+ * for every piece that is computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a half's
+ * last one goes on before the pieces of the next. */
+enum { FN_GATHERED = 4096 };
+typedef struct {
+    char halves[2][64 + FN_GATHERED] __attribute__((aligned(64)));
+    int half;
+    ptrdiff_t waiting, filled; /* bytes of it: before its pieces, and of them */
+    const char *from;          /* what is still to be stored */
+    char *to;
+    ptrdiff_t late; /* bytes, whole lines */
+} fn_gathered;
+static inline void fn_begin_gathered(fn_gathered *gathered)
+{
+    gathered->half = 0;
+    gathered->waiting = gathered->filled = gathered->late = 0;
+}
+
 /* Whether a run that is fetched while the one before it is read stays in the nearest cache until then. */
 static inline int fn_stays_near(const fn_sets *shape, ptrdiff_t itemsize)
 {
@@ -158,6 +176,8 @@ typedef struct {
     /* copy n words of `itemsize` bytes, `x_step` and `y_step` bytes apart, and reverse their bytes where asked */
     void (*move)(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t n, int itemsize, int swapped);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches */
+    void *(*gather)(fn_gathered *gathered, void *y, ptrdiff_t bytes);
+    void (*store_rest)(fn_gathered *gathered, void *end);
     int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
                            fn_out var, fn_out invstd, fn_out doubtful);
     void (*norm_invstd)(double *var, double eps, ptrdiff_t n);

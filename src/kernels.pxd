@@ -49,6 +49,9 @@ cdef extern from "kernels.h" nogil:
         bint has_zero
         bint four_rows
 
+    ctypedef struct fn_gathered:
+        pass
+    void fn_begin_gathered(fn_gathered* gathered) noexcept
     ctypedef struct fn_line:
         char bytes[192]
         bint open
@@ -148,6 +151,8 @@ cdef extern from "kernels.h" nogil:
         void (*single_to_half)(fn_in x, fn_out y, Py_ssize_t n) noexcept nogil
         void (*move)(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
+        void* (*gather)(fn_gathered* gathered, void* y, Py_ssize_t nbytes) noexcept nogil
+        void (*store_rest)(fn_gathered* gathered, void* end) noexcept nogil
         int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
                                fn_out var, fn_out invstd, fn_out doubtful) noexcept nogil
         void (*norm_invstd)(double* var, double eps, Py_ssize_t n) noexcept nogil

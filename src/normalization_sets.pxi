@@ -20,7 +20,8 @@ cdef enum:
     SLICE_VALUES = 32768     # least values of a slice, and of a unit of work
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
-    BLOCK_RUN = 320          # bytes below which runs past the caches go through blocks: too many end within a line
+    BLOCK_RUN = 320          # bytes below which runs past the caches go through blocks: too many end within a line ...
+    GATHERED_BYTES = 2048    # ... of so many bytes, if all of a thread's results follow each other
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
@@ -40,6 +41,7 @@ cdef struct Chunk:
     int64_t* doubtful
     char* k                  # COEFFICIENTS arrays
     char* linear             # three
+    fn_gathered* gathered    # results past the caches
     char* rows               # gradients of the gammas and betas that rows share, or else their dy * gamma
 
 
@@ -122,18 +124,23 @@ cdef inline Py_ssize_t rows_at_once(const NormJob* job, Py_ssize_t count) noexce
     return count if rows_share(job) else 1
 
 
+cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
+    """Whether results past the caches go through blocks."""
+    return job.streamed and pieces_of(job, 1).n * job.itemsize < BLOCK_RUN
+
+
+cdef inline bint gathers(const NormJob* job) noexcept nogil:
+    """Whether they gather: all of a thread's results, which follow each other."""
+    return in_blocks(job) and job.shape.runs == 1 and not job.staged and in_loops(job)
+
+
 cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t count) noexcept nogil:
     """How many of `count` sets, or pieces, with runs of n values side by side go through a block together: in blocks alike,
     because a small one's ends, within lines, would take long beside it."""
     if job.weights != NULL:
         count = rows_at_once(job, count)
-    cdef Py_ssize_t most = max(<Py_ssize_t> 1, BLOCK_BYTES // (n * job.itemsize))
+    cdef Py_ssize_t most = max(<Py_ssize_t> 1, (GATHERED_BYTES if gathers(job) else BLOCK_BYTES) // (n * job.itemsize))
     return count_of(count, count_of(count, most))
-
-
-cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
-    """Whether results past the caches go through blocks."""
-    return job.streamed and pieces_of(job, 1).n * job.itemsize < BLOCK_RUN
 
 
 cdef inline Py_ssize_t first_weight(const NormJob* job, Py_ssize_t number) noexcept nogil:
@@ -227,6 +234,7 @@ cdef void chunk_statistics(const NormJob* job, Chunk* chunk, Py_ssize_t first, P
 cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Results that cannot be written as they are computed, have an activation of the table, or are in short runs."""
     cdef fn_block block
+    cdef char* place = block.bytes
     cdef fn_sets pieces = pieces_of(job, count), shape
     cdef Py_ssize_t turn, number = 0, some, run, done, n, at, weight, most = BLOCK_BYTES // job.itemsize
     cdef const char* k
@@ -238,16 +246,19 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
                 done = turn * most
                 n = min(most, pieces.n - done)
                 at = (first * job.shape.apart + number * pieces.apart + run * pieces.stride + done) * job.itemsize
+                if gathers(job):
+                    place = <char*> job.level.gather(chunk.gathered, job.result + at, some * n * job.itemsize)
                 if job.weights != NULL:
                     weight = (first_weight(job, first + number) + done) * job.itemsize
-                    job.loops.row_apply(job.x + at, block.bytes, some, n, k, chunk.width, job.weights + weight,
+                    job.loops.row_apply(job.x + at, place, some, n, k, chunk.width, job.weights + weight,
                                         job.offsets + weight)
                 else:
                     shape = runs_beside(some, n)
-                    job.loops.apply(job.x + at, block.bytes, &shape, k, chunk.width, job.kind, job.slope)
+                    job.loops.apply(job.x + at, place, &shape, k, chunk.width, job.kind, job.slope)
                 if not in_loops(job):
-                    activate_block(job, block.bytes, some * n)
-                emit(job.level, job.streamed, job.result + at, block.bytes, some * n * job.itemsize)
+                    activate_block(job, place, some * n)
+                if not gathers(job):
+                    emit(job.level, job.streamed, job.result + at, block.bytes, some * n * job.itemsize)
         number += some
 
 
@@ -446,6 +457,7 @@ cdef void clear_gradients(const NormJob* job, Py_ssize_t unit) noexcept nogil:
 cdef void set_part(void* context, int part) noexcept nogil:
     cdef const NormJob* job = <const NormJob*> context
     cdef Chunk chunk
+    cdef fn_gathered gathered
     cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
     if job.dy != NULL:
@@ -463,7 +475,11 @@ cdef void set_part(void* context, int part) noexcept nogil:
         elif written_together(job):
             write_sets(job, &chunk, begin, end)
         else:
+            fn_begin_gathered(&gathered)
+            chunk.gathered = &gathered
             forward_sets(job, &chunk, begin, end)
+            if gathers(job):
+                job.level.store_rest(&gathered, job.result + end * job.shape.apart * job.itemsize)
     if job.streamed:
         fn_stream_fence()
 

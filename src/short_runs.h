@@ -27,64 +27,6 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
     return skip ? fn_from_lane_64(eight, part, skip) : eight;
 }
 
-/* Rows of results past the caches gather in one half of these bytes, while those in the other are stored: some for every row that is
- * computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a half's last one goes on before
- * the rows of the next. */
-enum { FN_GATHERED = 4096 };
-typedef struct {
-    char halves[2][64 + FN_GATHERED] __attribute__((aligned(64)));
-    int half;
-    ptrdiff_t waiting, filled; /* bytes of it: before its rows, and of them */
-    const char *from;          /* what is still to be stored */
-    char *to;
-    ptrdiff_t late; /* bytes, whole lines */
-} fn_gathered;
-static inline void fn_begin_gathered(fn_gathered *rows)
-{
-    rows->half = 0;
-    rows->waiting = rows->filled = rows->late = 0;
-}
-FN_EIGHT void fn_store_late(fn_gathered *rows, ptrdiff_t bytes)
-{
-    fn_stream(rows->to, rows->from, bytes);
-    rows->to += bytes;
-    rows->from += bytes;
-    rows->late -= bytes;
-}
-/* Take the other half. The rows of this one end at `end`. */
-static __attribute__((noinline)) void fn_turn_gathered(fn_gathered *rows, char *end)
-{
-    const ptrdiff_t all = rows->waiting + rows->filled, part = (ptrdiff_t)((uintptr_t)end % 64), rest = part < all ? part : all;
-    const ptrdiff_t before = (ptrdiff_t)(-(uintptr_t)(end - all) % 64), head = before < all - rest ? before : all - rest;
-    const char *rows_end = rows->halves[rows->half] + 64 + rows->filled;
-    fn_store_late(rows, rows->late);
-    memcpy(end - all, rows_end - all, (size_t)head);
-    rows->to = end - all + head;
-    rows->from = rows_end - all + head;
-    rows->late = all - rest - head;
-    rows->half ^= 1;
-    memcpy(rows->halves[rows->half], rows_end - 64, 64);
-    rows->waiting = rest;
-    rows->filled = 0;
-}
-/* Where to compute a row of so many bytes, which goes to y */
-FN_EIGHT void *fn_gather(fn_gathered *rows, void *y, ptrdiff_t bytes)
-{
-    const ptrdiff_t lines = (bytes + 63) & -64;
-    if (rows->filled + bytes > FN_GATHERED)
-        fn_turn_gathered(rows, y);
-    fn_store_late(rows, lines < rows->late ? lines : rows->late);
-    rows->filled += bytes;
-    return rows->halves[rows->half] + 64 + rows->filled - bytes;
-}
-/* The last row ends at `end`. */
-static inline void fn_store_rest(fn_gathered *rows, void *end)
-{
-    fn_turn_gathered(rows, end);
-    fn_store_late(rows, rows->late);
-    memcpy((char *)end - rows->waiting, rows->halves[rows->half] + 64 - rows->waiting, (size_t)rows->waiting);
-}
-
 /* Write rows of results, eight at a time in `parts` vectors, `result` of the ones from an index on, after `begin` for every row. y
  * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. */
 #define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, begin, result) \

@@ -258,6 +258,48 @@ static inline void fn_stream_block(fn_out dst, fn_in src, ptrdiff_t bytes)
     fn_stream((char *)dst + head, (const char *)src + head, bytes - head);
 }
 
+/* See fn_gathered. */
+static inline __attribute__((always_inline)) void fn_store_late(fn_gathered *gathered, ptrdiff_t bytes)
+{
+    fn_stream(gathered->to, gathered->from, bytes);
+    gathered->to += bytes;
+    gathered->from += bytes;
+    gathered->late -= bytes;
+}
+/* Take the other half. The pieces of this one end at `end`. */
+static __attribute__((noinline)) void fn_turn_gathered(fn_gathered *gathered, char *end)
+{
+    const ptrdiff_t all = gathered->waiting + gathered->filled, part = (ptrdiff_t)((uintptr_t)end % 64), rest = part < all ? part : all;
+    const ptrdiff_t before = (ptrdiff_t)(-(uintptr_t)(end - all) % 64), head = before < all - rest ? before : all - rest;
+    const char *pieces_end = gathered->halves[gathered->half] + 64 + gathered->filled;
+    fn_store_late(gathered, gathered->late);
+    memcpy(end - all, pieces_end - all, (size_t)head);
+    gathered->to = end - all + head;
+    gathered->from = pieces_end - all + head;
+    gathered->late = all - rest - head;
+    gathered->half ^= 1;
+    memcpy(gathered->halves[gathered->half], pieces_end - 64, 64);
+    gathered->waiting = rest;
+    gathered->filled = 0;
+}
+/* Where to compute a piece of so many bytes, which goes to y */
+static inline __attribute__((always_inline)) void *fn_gather(fn_gathered *gathered, void *y, ptrdiff_t bytes)
+{
+    const ptrdiff_t lines = (bytes + 63) & -64;
+    if (gathered->filled + bytes > FN_GATHERED)
+        fn_turn_gathered(gathered, y);
+    fn_store_late(gathered, lines < gathered->late ? lines : gathered->late);
+    gathered->filled += bytes;
+    return gathered->halves[gathered->half] + 64 + gathered->filled - bytes;
+}
+/* The last piece ends at `end`. */
+static inline void fn_store_rest(fn_gathered *gathered, void *end)
+{
+    fn_turn_gathered(gathered, end);
+    fn_store_late(gathered, gathered->late);
+    memcpy((char *)end - gathered->waiting, gathered->halves[gathered->half] + 64 - gathered->waiting, (size_t)gathered->waiting);
+}
+
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
  * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
  * are not fetched as far ahead as one. */

@@ -183,6 +183,8 @@ PAST_THE_CACHES = {
         ("batch_norm", (60, 65, 24, 25)),
         ("batch_norm_inference", (100, 250, 10, 9)),
         ("batch_norm_inference", (33, 65, 33, 33)),
+        ("batch_norm_inference", (200, 250, 7, 7)),
+        ("group_norm", (200, 250, 7, 7)),
     ],
 )
 def test_results_past_the_caches_begin_anywhere_in_a_line(name, shape, dtype):
