@@ -74,9 +74,9 @@ typedef struct {
     int more;                                     /* another piece follows the one that is written */
 } fn_line;
 
-/* Pieces of results past the caches that follow each other gather in one half of these bytes, while those in the other are stored: some
- * for every piece that is computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a half's
- * last one goes on before the pieces of the next. */
+/* Pieces of results past the caches that follow each other gather in one half of these bytes, while those in the other are stored:
+ * some for every piece that is computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a
+ * half's last one goes on before the pieces of the next. */
 enum { FN_GATHERED = 4096 };
 typedef struct {
     char halves[2][64 + FN_GATHERED] __attribute__((aligned(64)));
@@ -90,6 +90,7 @@ static inline void fn_begin_gathered(fn_gathered *gathered)
 {
     gathered->half = 0;
     gathered->waiting = gathered->filled = gathered->late = 0;
+    gathered->from = gathered->to = gathered->halves[0];
 }
 
 /* Whether a run that is fetched while the one before it is read stays in the nearest cache until then. */

@@ -269,7 +269,8 @@ static inline __attribute__((always_inline)) void fn_store_late(fn_gathered *gat
 /* Take the other half. The pieces of this one end at `end`. */
 static __attribute__((noinline)) void fn_turn_gathered(fn_gathered *gathered, char *end)
 {
-    const ptrdiff_t all = gathered->waiting + gathered->filled, part = (ptrdiff_t)((uintptr_t)end % 64), rest = part < all ? part : all;
+    const ptrdiff_t all = gathered->waiting + gathered->filled, part = (ptrdiff_t)((uintptr_t)end % 64);
+    const ptrdiff_t rest = part < all ? part : all;
     const ptrdiff_t before = (ptrdiff_t)(-(uintptr_t)(end - all) % 64), head = before < all - rest ? before : all - rest;
     const char *pieces_end = gathered->halves[gathered->half] + 64 + gathered->filled;
     fn_store_late(gathered, gathered->late);
