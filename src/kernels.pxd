@@ -85,7 +85,7 @@ cdef extern from "kernels.h" nogil:
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
                            int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
         int64_t (*back_sets)(const void* dy, const void* x, void* dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
-                             const double* mean, const double* invstd, const double* gamma, bint streamed,
+                             const double* mean, const double* invstd, const double* gamma, fn_gathered* gathered,
                              double* dgamma, double* dbeta, double* squares, int64_t* doubtful) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
                             fn_out squares) noexcept nogil

@@ -467,6 +467,7 @@ cdef void set_part(void* context, int part) noexcept nogil:
         short_part(job, begin, end)
     else:
         open_chunk(job, part, &chunk)
+        chunk.gathered = &gathered
         if job.dy != NULL:
             for unit in range(begin, end):
                 backward_unit(job, &chunk, unit)
@@ -476,7 +477,6 @@ cdef void set_part(void* context, int part) noexcept nogil:
             write_sets(job, &chunk, begin, end)
         else:
             fn_begin_gathered(&gathered)
-            chunk.gathered = &gathered
             forward_sets(job, &chunk, begin, end)
             if gathers(job):
                 job.level.store_rest(&gathered, job.result + end * job.shape.apart * job.itemsize)

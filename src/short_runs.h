@@ -143,33 +143,30 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
         else \
             fn_sum_runs_of_##bits(dy, x, runs, n, scale, centre, channels, ahead, totals, products, squares); \
     } \
-    /* dx = dy * (a * gamma) + (u * b + c) of sets of runs; past the caches the next sets of dy are fetched. */ \
+    /* dx = dy * (a * gamma) + (u * b + c) of sets of runs; `gathered` unless that is NULL: past the caches, and then the next sets of \
+     * dy are fetched. */ \
     FN_EIGHT void fn_back_runs_of_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, \
                                          const real *scale, const real *centre, const double *gamma, const double *a, \
-                                         const double *b, const double *c, int streamed) \
+                                         const double *b, const double *c, fn_gathered *gathered, int streamed) \
     { \
         const vector zero = {0}; \
         const ptrdiff_t runs = sets * channels; \
         ptrdiff_t number = 0, channel = 0; \
-        fn_gathered gathered; \
-        fn_begin_gathered(&gathered); \
-        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, &gathered, FN_BEGIN_RUN(real, vector), \
+        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, gathered, FN_BEGIN_RUN(real, vector), \
                       FN_RUN_GRADIENT_##bits); \
-        if (streamed) \
-            fn_store_rest(&gathered, dx + runs * n); \
     } \
     static inline void fn_back_short_runs_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, \
                                                  ptrdiff_t n, const real *scale, const real *centre, const double *gamma, \
-                                                 const double *a, const double *b, const double *c, int streamed) \
+                                                 const double *a, const double *b, const double *c, fn_gathered *gathered) \
     { \
-        if (n == 16 && !streamed) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, 0); \
+        if (n == 16 && !gathered) \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, gathered, 0); \
         else if (n == 16) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, 1); \
-        else if (!streamed) \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, 0); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, 16, scale, centre, gamma, a, b, c, gathered, 1); \
+        else if (!gathered) \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, gathered, 0); \
         else \
-            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, 1); \
+            fn_back_runs_of_##bits(dy, x, dx, sets, channels, n, scale, centre, gamma, a, b, c, gathered, 1); \
     }
 #define FN_BEGIN_RUN(real, vector) \
     if (channel == channels) { \

@@ -224,6 +224,24 @@ def test_arrays_that_are_copied_in_pieces(what, shape, gamma_shape, rest, dtype)
         assert same_bits(what(fn, x, gamma, beta, dy, **rest), got)
 
 
+@pytest.mark.parametrize("n", [3, 7])
+def test_doubtful_sets_among_others_past_the_caches(n):
+    """Their gradients cancel, and they are written by other means, between results that wait for whole lines."""
+    x, dy, gamma, _ = arrays((1000, 128, n * 2, n), (128,), np.float32)
+    some = dy[::7, 3:90:5]
+    some[...] = 3 * x[::7, 3:90:5] + 7
+    dy[11] = 2 * x[11] + 1
+    mean, invstd = fn.instance_norm(x, gamma)[1:]
+    room = np.full(x.size + 32, 7, np.float32)
+    out = room[5 : 5 + x.size].reshape(x.shape)
+    fn.instance_norm_backward(dy, x, mean, invstd, gamma, out=out)
+    assert np.all(room[:5] == 7) and np.all(room[5 + x.size :] == 7)
+    for i in range(0, 1000, 50):
+        part = np.s_[i : i + 50]
+        dx = fn.instance_norm_backward(dy[part], x[part], mean[part], invstd[part], gamma)[0]
+        assert same_bits([dx], [out[part]])
+
+
 # While the results of some sets are written, others are summed; some are far from zero.
 @pytest.mark.parametrize("isa", runtime.available_isas())
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
