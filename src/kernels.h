@@ -115,8 +115,8 @@ typedef struct {
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
     int64_t (*back_sets)(const void *dy, const void *x, void *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
-                         const double *invstd, const double *gamma, fn_gathered *gathered, double *dgamma, double *dbeta, double *squares,
-                         int64_t *doubtful);
+                         const double *invstd, const double *gamma, fn_gathered *gathered, double *dgamma, double *dbeta,
+                         double *squares, int64_t *doubtful);
     /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
     void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,

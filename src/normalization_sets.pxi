@@ -41,8 +41,8 @@ cdef struct Chunk:
     int64_t* doubtful
     char* k                  # COEFFICIENTS arrays
     char* linear             # three
-    fn_gathered* gathered    # results past the caches
     char* rows               # gradients of the gammas and betas that rows share, or else their dy * gamma
+    fn_gathered gathered     # results past the caches
 
 
 cdef inline bint keeps_coefficients(const NormJob* job) noexcept nogil:
@@ -75,6 +75,7 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.k = <char*> (room + 12 * width)
     chunk.linear = <char*> (room + 18 * width)
     chunk.rows = <char*> (room + CHUNK_ARRAYS * width)
+    fn_begin_gathered(&chunk.gathered)
 
 
 cdef inline fn_sets sets_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
@@ -130,8 +131,8 @@ cdef inline bint in_blocks(const NormJob* job) noexcept nogil:
 
 
 cdef inline bint gathers(const NormJob* job) noexcept nogil:
-    """Whether they gather: all of a thread's results, which follow each other."""
-    return in_blocks(job) and job.shape.runs == 1 and not job.staged and in_loops(job)
+    """Whether they gather there: all of a thread's results, which follow each other, forward."""
+    return in_blocks(job) and job.dy == NULL and job.shape.runs == 1 and not job.staged and in_loops(job)
 
 
 cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t count) noexcept nogil:
@@ -247,7 +248,7 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
                 n = min(most, pieces.n - done)
                 at = (first * job.shape.apart + number * pieces.apart + run * pieces.stride + done) * job.itemsize
                 if gathers(job):
-                    place = <char*> job.level.gather(chunk.gathered, job.result + at, some * n * job.itemsize)
+                    place = <char*> job.level.gather(&chunk.gathered, job.result + at, some * n * job.itemsize)
                 if job.weights != NULL:
                     weight = (first_weight(job, first + number) + done) * job.itemsize
                     job.loops.row_apply(job.x + at, place, some, n, k, chunk.width, job.weights + weight,
@@ -316,13 +317,19 @@ cdef void forward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ss
         if job.result != NULL:
             apply_chunk(job, chunk, begin, count)
         begin += count
+    if gathers(job):
+        job.level.store_rest(&chunk.gathered, job.result + end * job.shape.apart * job.itemsize)
+
+
+cdef inline bint sums_while_writing(const NormJob* job) noexcept nogil:
+    """Whether there are results to write, as they are computed, while the next sets are summed."""
+    return not job.given and job.result != NULL and not job.staged and in_loops(job)
 
 
 cdef inline bint written_together(const NormJob* job) noexcept nogil:
     """Whether `write_sets` takes the sets."""
-    if job.given or job.result == NULL or job.streamed or job.staged or not in_loops(job) or job.kind != FN_PLAIN:
-        return False
-    return job.shape.runs == 1 and (job.weights == NULL or rows_share(job))
+    return (sums_while_writing(job) and not job.streamed and job.kind == FN_PLAIN and job.shape.runs == 1
+            and (job.weights == NULL or rows_share(job)))
 
 
 cdef void write_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -457,7 +464,6 @@ cdef void clear_gradients(const NormJob* job, Py_ssize_t unit) noexcept nogil:
 cdef void set_part(void* context, int part) noexcept nogil:
     cdef const NormJob* job = <const NormJob*> context
     cdef Chunk chunk
-    cdef fn_gathered gathered
     cdef Py_ssize_t units = units_of(job), unit
     cdef Py_ssize_t begin = units * part // job.parts, end = units * (part + 1) // job.parts
     if job.dy != NULL:
@@ -467,19 +473,15 @@ cdef void set_part(void* context, int part) noexcept nogil:
         short_part(job, begin, end)
     else:
         open_chunk(job, part, &chunk)
-        chunk.gathered = &gathered
         if job.dy != NULL:
             for unit in range(begin, end):
                 backward_unit(job, &chunk, unit)
-        elif overlapped(job) and job.result != NULL and not job.given and not job.staged and in_loops(job):
+        elif overlapped(job) and sums_while_writing(job):
             stream_sets(job, &chunk, begin, end)
         elif written_together(job):
             write_sets(job, &chunk, begin, end)
         else:
-            fn_begin_gathered(&gathered)
             forward_sets(job, &chunk, begin, end)
-            if gathers(job):
-                job.level.store_rest(&gathered, job.result + end * job.shape.apart * job.itemsize)
     if job.streamed:
         fn_stream_fence()
 

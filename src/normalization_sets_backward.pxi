@@ -206,7 +206,7 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
     cdef bint doubtful = job.loops.back_sets(job.dy + at, job.x + at, job.result + at, count, job.channels, job.inner,
                                              job.mean + first, job.invstd + first,
                                              job.gamma + first % job.groups * job.channels,
-                                             chunk.gathered if job.streamed and not job.staged else NULL,
+                                             &chunk.gathered if job.streamed and not job.staged else NULL,
                                              chunk.gradients, chunk.gradients + chunk.width, chunk.sums,
                                              chunk.doubtful) != 0
     if not doubtful:
@@ -221,7 +221,6 @@ cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_s
     cdef Py_ssize_t width = gradient_width(job), count, i
     cdef bint in_one_call = job.channels and job.shape.runs == 1 and job.row < 0
     cdef double* own
-    fn_begin_gathered(chunk.gathered)
     while begin < end:
         count = chunk_sets(job, begin, end)
         own = gradients + begin % job.groups * (width // job.groups)
@@ -234,8 +233,7 @@ cdef void backward_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_s
             own[i] += chunk.gradients[i]
             own[width + i] += chunk.gradients[chunk.width + i]
         begin += count
-    if in_one_call and job.streamed and not job.staged:
-        job.level.store_rest(chunk.gathered, job.result + end * job.shape.apart * job.itemsize)
+    job.level.store_rest(&chunk.gathered, job.result + end * job.shape.apart * job.itemsize)
 
 
 cdef void backward_unit(const NormJob* job, Chunk* chunk, Py_ssize_t number) noexcept nogil:

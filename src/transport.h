@@ -293,12 +293,14 @@ static inline __attribute__((always_inline)) void *fn_gather(fn_gathered *gather
     gathered->filled += bytes;
     return gathered->halves[gathered->half] + 64 + gathered->filled - bytes;
 }
-/* The last piece ends at `end`. */
+/* The last piece ends at `end`: nothing is left, and others may begin elsewhere. */
 static inline void fn_store_rest(fn_gathered *gathered, void *end)
 {
     fn_turn_gathered(gathered, end);
     fn_store_late(gathered, gathered->late);
-    memcpy((char *)end - gathered->waiting, gathered->halves[gathered->half] + 64 - gathered->waiting, (size_t)gathered->waiting);
+    const ptrdiff_t rest = gathered->waiting;
+    memcpy((char *)end - rest, gathered->halves[gathered->half] + 64 - rest, (size_t)rest);
+    gathered->waiting = 0;
 }
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
