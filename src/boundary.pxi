@@ -257,6 +257,14 @@ def set_stream_limits(Py_ssize_t moved, Py_ssize_t computed):
     return former
 
 
+def set_mesh(bint on):
+    """Let normalizations go the ways for a mesh or the others, and return what was: tests try both on any machine."""
+    global HAS_MESH
+    former = HAS_MESH
+    HAS_MESH = on
+    return former
+
+
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
     cdef Py_ssize_t nbytes = plan.size * plan.result.itemsize
     cdef double bound = COMPUTE_BOUND if plan.inputs == 1 else COMPUTE_BOUND_BOTH

@@ -76,7 +76,7 @@ typedef struct {
 
 /* Pieces of results past the caches that follow each other gather in one half of these bytes, while those in the other are stored:
  * some for every piece that is computed, as stores by themselves would wait for the memory, and in whole lines, so the end of a
- * half's last one goes on before the pieces of the next. */
+ * half's last one goes on before the pieces of the next. Where the processor stores faster in bursts, in these: see fn_end_pieces. */
 enum { FN_GATHERED = 4096 };
 typedef struct {
     char halves[2][64 + FN_GATHERED] __attribute__((aligned(64)));
@@ -85,9 +85,11 @@ typedef struct {
     const char *from;          /* what is still to be stored */
     char *to;
     ptrdiff_t late; /* bytes, whole lines */
+    int bursts;
 } fn_gathered;
-static inline void fn_begin_gathered(fn_gathered *gathered)
+static inline void fn_begin_gathered(fn_gathered *gathered, int bursts)
 {
+    gathered->bursts = bursts;
     gathered->half = 0;
     gathered->waiting = gathered->filled = gathered->late = 0;
     gathered->from = gathered->to = gathered->halves[0];
@@ -141,11 +143,11 @@ typedef struct {
     void (*row_gradients)(fn_in dy, fn_in x, ptrdiff_t n, fn_in k, ptrdiff_t width, double mean, double invstd,
                           fn_out dgamma, fn_out dbeta);
     void (*short_rows)(const void *x, void *y, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together, const void *gamma,
-                       const void *beta, ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, int streamed, double *mean,
-                       double *invstd);
+                       const void *beta, ptrdiff_t weights, ptrdiff_t weight, double eps, int centred, fn_gathered *gathered,
+                       double *mean, double *invstd);
     void (*short_rows_back)(const void *dy, const void *x, void *dx, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t together,
-                            const void *gamma, int centred, const double *mean, const double *invstd, int streamed, double *dgamma,
-                            double *dbeta);
+                            const void *gamma, int centred, const double *mean, const double *invstd, fn_gathered *gathered,
+                            double *dgamma, double *dbeta);
 } fn_norm;
 
 /* A histogram's bins, and from where on an element is saturated. */
@@ -178,6 +180,7 @@ typedef struct {
     void (*move)(fn_in x, ptrdiff_t x_step, fn_out y, ptrdiff_t y_step, ptrdiff_t n, int itemsize, int swapped);
     void (*stream)(fn_out dst, fn_in src, ptrdiff_t bytes); /* copy past the caches */
     void *(*gather)(fn_gathered *gathered, void *y, ptrdiff_t bytes);
+    void (*end_pieces)(fn_gathered *gathered, void *end);
     void (*store_rest)(fn_gathered *gathered, void *end);
     int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, ptrdiff_t n, fn_out mean,
                            fn_out var, fn_out invstd, fn_out doubtful);

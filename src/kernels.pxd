@@ -51,7 +51,7 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct fn_gathered:
         pass
-    void fn_begin_gathered(fn_gathered* gathered) noexcept
+    void fn_begin_gathered(fn_gathered* gathered, bint bursts) noexcept
     ctypedef struct fn_line:
         char bytes[192]
         bint open
@@ -115,10 +115,10 @@ cdef extern from "kernels.h" nogil:
         void (*row_gradients)(fn_in dy, fn_in x, Py_ssize_t n, fn_in k, Py_ssize_t width, double mean, double invstd,
                               fn_out dgamma, fn_out dbeta) noexcept nogil
         void (*short_rows)(const void* x, void* y, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together, const void* gamma,
-                           const void* beta, Py_ssize_t weights, Py_ssize_t weight, double eps, bint centred, bint streamed,
-                           double* mean, double* invstd) noexcept nogil
+                           const void* beta, Py_ssize_t weights, Py_ssize_t weight, double eps, bint centred,
+                           fn_gathered* gathered, double* mean, double* invstd) noexcept nogil
         void (*short_rows_back)(const void* dy, const void* x, void* dx, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t together,
-                                const void* gamma, bint centred, const double* mean, const double* invstd, bint streamed,
+                                const void* gamma, bint centred, const double* mean, const double* invstd, fn_gathered* gathered,
                                 double* dgamma, double* dbeta) noexcept nogil
 
     ctypedef struct fn_bins:
@@ -152,6 +152,7 @@ cdef extern from "kernels.h" nogil:
         void (*move)(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t n, int itemsize, bint swapped) noexcept nogil
         void (*stream)(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept nogil
         void* (*gather)(fn_gathered* gathered, void* y, Py_ssize_t nbytes) noexcept nogil
+        void (*end_pieces)(fn_gathered* gathered, void* end) noexcept nogil
         void (*store_rest)(fn_gathered* gathered, void* end) noexcept nogil
         int64_t (*norm_finish)(fn_in sums, fn_in squares, fn_in shift, double count, double eps, Py_ssize_t n, fn_out mean,
                                fn_out var, fn_out invstd, fn_out doubtful) noexcept nogil

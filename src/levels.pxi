@@ -20,6 +20,7 @@ cdef extern from "transport.h" nogil:
     void fn_stream_line(char* dst, const char* src) noexcept
     void fn_stream_block(fn_out dst, fn_in src, Py_ssize_t bytes) noexcept
     void* fn_gather(fn_gathered* gathered, void* y, Py_ssize_t nbytes) noexcept
+    void fn_end_pieces(fn_gathered* gathered, void* end) noexcept
     void fn_store_rest(fn_gathered* gathered, void* end) noexcept
     void fn_transpose_32(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept
@@ -37,6 +38,7 @@ level.single_to_half = fn_single_to_half
 level.move = fn_move
 level.stream = fn_stream_block
 level.gather = fn_gather
+level.end_pieces = fn_end_pieces
 level.store_rest = fn_store_rest
 level.transpose[<int> FN_SINGLE] = fn_transpose_32
 level.transpose[<int> FN_DOUBLE] = fn_transpose_64

@@ -21,7 +21,7 @@ cdef enum:
     SPREAD_VALUES = 1024     # the same where every element has a gradient of its own: they stay in the cache
     SHORT_VALUES = 8192      # least values of a unit of short sets, which take longer
     BLOCK_RUN = 320          # bytes below which runs past the caches go through blocks: too many end within a line ...
-    GATHERED_BYTES = 2048    # ... of so many bytes, if all of a thread's results follow each other
+    GATHERED_BYTES = 2048    # ... of so many bytes, on a mesh, if all of a thread's results follow each other
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
@@ -75,7 +75,7 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.k = <char*> (room + 12 * width)
     chunk.linear = <char*> (room + 18 * width)
     chunk.rows = <char*> (room + CHUNK_ARRAYS * width)
-    fn_begin_gathered(&chunk.gathered)
+    fn_begin_gathered(&chunk.gathered, not HAS_MESH)
 
 
 cdef inline fn_sets sets_of(const NormJob* job, Py_ssize_t count) noexcept nogil:
@@ -140,7 +140,8 @@ cdef inline Py_ssize_t sets_at_once(const NormJob* job, Py_ssize_t n, Py_ssize_t
     because a small one's ends, within lines, would take long beside it."""
     if job.weights != NULL:
         count = rows_at_once(job, count)
-    cdef Py_ssize_t most = max(<Py_ssize_t> 1, (GATHERED_BYTES if gathers(job) else BLOCK_BYTES) // (n * job.itemsize))
+    cdef Py_ssize_t nbytes = GATHERED_BYTES if gathers(job) and HAS_MESH else BLOCK_BYTES
+    cdef Py_ssize_t most = max(<Py_ssize_t> 1, nbytes // (n * job.itemsize))
     return count_of(count, count_of(count, most))
 
 
@@ -258,7 +259,9 @@ cdef void apply_blocks(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ss
                     job.loops.apply(job.x + at, place, &shape, k, chunk.width, job.kind, job.slope)
                 if not in_loops(job):
                     activate_block(job, place, some * n)
-                if not gathers(job):
+                if gathers(job):
+                    job.level.end_pieces(&chunk.gathered, job.result + at + some * n * job.itemsize)
+                else:
                     emit(job.level, job.streamed, job.result + at, block.bytes, some * n * job.itemsize)
         number += some
 
@@ -327,9 +330,9 @@ cdef inline bint sums_while_writing(const NormJob* job) noexcept nogil:
 
 
 cdef inline bint written_together(const NormJob* job) noexcept nogil:
-    """Whether `write_sets` takes the sets."""
+    """Whether `write_sets` takes the sets: rows, and on a mesh channels and their groups."""
     return (sums_while_writing(job) and not job.streamed and job.kind == FN_PLAIN and job.shape.runs == 1
-            and (job.weights == NULL or rows_share(job)))
+            and (rows_share(job) or (job.weights == NULL and HAS_MESH)))
 
 
 cdef void write_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -111,6 +111,8 @@ cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
     cdef const char* weights = job.weights
     cdef const char* offsets = job.offsets
     cdef Py_ssize_t n = job.shape.n, weight = first_weight(job, begin), places = job.groups * n, at = begin * n * job.itemsize
+    cdef fn_gathered gathered
+    fn_begin_gathered(&gathered, not HAS_MESH)
     if weights == NULL:
         fill_elements(<char*> ones, n, 1.0, job.itemsize)
         fill_elements(<char*> zeros, n, 0.0, job.itemsize)
@@ -119,8 +121,8 @@ cdef void forward_short_rows(const NormJob* job, Py_ssize_t begin, Py_ssize_t en
         weight = 0
         places = n
     job.loops.short_rows(job.x + at, job.result + at, end - begin, n, rows_of_call(job), weights, offsets, places, weight,
-                         job.eps, job.centred, job.streamed and not job.staged, job.mean + begin if job.centred else NULL,
-                         job.invstd + begin)
+                         job.eps, job.centred, &gathered if job.streamed and not job.staged else NULL,
+                         job.mean + begin if job.centred else NULL, job.invstd + begin)
 
 
 cdef void back_short_sets(const NormJob* job, Py_ssize_t first, Py_ssize_t count, const double* gamma, double* dgamma,
@@ -188,9 +190,11 @@ cdef void back_short_rows(const NormJob* job, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t n = job.shape.n, begin = block * job.block, end = min(job.sets, begin + job.block)
     cdef Py_ssize_t at = begin * n * job.itemsize
     cdef double* gradients = job.partial + block * 2 * gradient_width(job)
+    cdef fn_gathered gathered
+    fn_begin_gathered(&gathered, not HAS_MESH)
     job.loops.short_rows_back(job.dy + at, job.x + at, job.result + at, end - begin, n, rows_of_call(job), job.weights,
                               job.centred, job.mean + begin if job.centred else NULL, job.invstd + begin,
-                              job.streamed and not job.staged, gradients, gradients + gradient_width(job))
+                              &gathered if job.streamed and not job.staged else NULL, gradients, gradients + gradient_width(job))
 
 
 cdef void short_part(const NormJob* job, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -27,7 +27,9 @@ cdef enum:
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
 # Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
-# that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB.
+# that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB. Both
+# answer late there, so normalizations store results that gather while they compute others, not in bursts (fn_gathered), and sum
+# the next sets while they write results (write_sets).
 cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache()
 cdef bint HAS_MESH = STREAM_BYTES > 64 << 20
 if HAS_MESH:

@@ -46,6 +46,8 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
             for (int part = 0; part < (parts) && (n) % 8; part++) \
                 store(to + (n) - 8 + part * STEP, end[part]); \
         } \
+        if (streamed) \
+            fn_end_pieces(gathered, (y) + first); \
     } while (0)
 
 /* The totals of so many times four lanes, each as fn_total_of_four has it */

@@ -293,6 +293,15 @@ static inline __attribute__((always_inline)) void *fn_gather(fn_gathered *gather
     gathered->filled += bytes;
     return gathered->halves[gathered->half] + 64 + gathered->filled - bytes;
 }
+/* Some pieces, of which the last ends at `end`, are computed. What comes next is not yet in the cache, and so does not wait. */
+static inline void fn_end_pieces(fn_gathered *gathered, void *end)
+{
+    if (!gathered->bursts)
+        return;
+    fn_prefetch_near(end);
+    fn_turn_gathered(gathered, end);
+    fn_store_late(gathered, gathered->late);
+}
 /* The last piece ends at `end`: nothing is left, and others may begin elsewhere. */
 static inline void fn_store_rest(fn_gathered *gathered, void *end)
 {

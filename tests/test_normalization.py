@@ -11,8 +11,8 @@ from norms import close, layouts, near, same_bits
 from numpy.exceptions import AxisError
 
 import fastnn.reference as reference
+from fastnn import _core, runtime
 from fastnn import normalization as fn
-from fastnn import runtime
 
 
 def layer(f, x, gamma, beta, dy=None, **rest):
@@ -150,6 +150,14 @@ def test_large_arrays_agree_with_the_reference(what, shape, gamma_shape, rest, d
             assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
 
 
+@pytest.fixture(params=[False, True], ids=["no_mesh", "mesh"])
+def mesh(request):
+    """Results are written, and sets summed, in another order on machines whose last-level cache is a mesh."""
+    former = _core.set_mesh(request.param)
+    yield request.param
+    _core.set_mesh(former)
+
+
 # Each returns the result, and writes it to `out`: forward, or with dy backward.
 PAST_THE_CACHES = {
     "layer_norm": lambda x, v, dy, mean, invstd, out: (
@@ -187,7 +195,7 @@ PAST_THE_CACHES = {
         ("group_norm", (200, 250, 7, 7)),
     ],
 )
-def test_results_past_the_caches_begin_anywhere_in_a_line(name, shape, dtype):
+def test_results_past_the_caches_begin_anywhere_in_a_line(name, shape, dtype, mesh):
     x, dy, v, _ = arrays(shape, shape[1:2], dtype)
     statistics, call = (None, None), PAST_THE_CACHES[name]
     for slope in (None, dy):
@@ -225,7 +233,7 @@ def test_arrays_that_are_copied_in_pieces(what, shape, gamma_shape, rest, dtype)
 
 
 @pytest.mark.parametrize("n", [3, 7])
-def test_doubtful_sets_among_others_past_the_caches(n):
+def test_doubtful_sets_among_others_past_the_caches(n, mesh):
     """Their gradients cancel, and they are written by other means, between results that wait for whole lines."""
     x, dy, gamma, _ = arrays((1000, 128, n * 2, n), (128,), np.float32)
     some = dy[::7, 3:90:5]
@@ -256,7 +264,7 @@ def test_doubtful_sets_among_others_past_the_caches(n):
         ("instance_norm", (2, 45, 17, 19), (45,), {}),
     ],
 )
-def test_sets_know_nothing_of_those_beside_them(name, shape, gamma_shape, rest, dtype, isa):
+def test_sets_know_nothing_of_those_beside_them(name, shape, gamma_shape, rest, dtype, isa, mesh):
     x, other, gamma, beta = arrays(shape, gamma_shape, dtype)
     count = shape[0] * rest.get("groups", 45 if name == "instance_norm" else 1)
     x.reshape(count, -1)[::3] += 3000
