@@ -46,7 +46,7 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
             for (int part = 0; part < (parts) && (n) % 8; part++) \
                 store(to + (n) - 8 + part * STEP, end[part]); \
         } \
-        if (streamed) \
+        if ((streamed) && first * (ptrdiff_t)sizeof(real) <= FN_GATHERED) \
             fn_end_pieces(gathered, (y) + first); \
     } while (0)
 
