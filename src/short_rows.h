@@ -96,7 +96,7 @@ FN_EIGHT void fn_sum_coming_row(fn_coming *coming, ptrdiff_t row, ptrdiff_t n)
     const float *x = coming->x + row * n;
     fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}};
     if (coming->ahead)
-        fn_fetch(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
+        fn_fetch_near(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
     FN_EACH_EIGHT(n, fn_add_both, x, sum, square);
     coming->sums[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1);
     coming->squares[row] = FN_QUARTER(square, 0) + FN_QUARTER(square, 1);
@@ -114,13 +114,14 @@ static inline void fn_short_sums(const fn_coming *coming, double *sums, double *
 
 /* y = z * gamma + beta, z of the coefficients `width` apart (see normalization_loops.pxi.tp). The gammas of the first row begin at
  * `weight`, and after `weights` of them they come again. `gathered` unless it is NULL: past the caches. */
-#define FN_SHORT_APPLY(bits, real, vector, parts, store) \
+#define FN_SHORT_APPLY(bits, real, whole, vector, parts) \
     FN_EIGHT void fn_apply_rows_of_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const real *k, ptrdiff_t width, \
                                           const real *gamma, const real *beta, ptrdiff_t weights, ptrdiff_t weight, \
                                           fn_gathered *gathered, int streamed, fn_coming *coming) \
     { \
-        const vector zero = {0}; \
-        FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, FN_BEGIN_ROW_##bits, FN_ROW_RESULT_##bits); \
+        const whole zero = {0}; \
+        FN_WRITE_ROWS(real, FN_WHOLE_##bits, vector, parts, FN_STORE_##bits, y, rows, n, streamed, gathered, FN_BEGIN_ROW_##bits, \
+                      FN_ROW_RESULT_##bits); \
     } \
     static inline void fn_short_apply_##bits(const real *x, real *y, ptrdiff_t rows, ptrdiff_t n, const real *k, ptrdiff_t width, \
                                              const real *gamma, const real *beta, ptrdiff_t weights, ptrdiff_t weight, \
@@ -133,31 +134,34 @@ static inline void fn_short_sums(const fn_coming *coming, double *sums, double *
         else \
             fn_apply_rows_of_##bits(x, y, rows, n, k, width, gamma, beta, weights, weight, gathered, 0, coming); \
     }
-#define FN_BEGIN_ROW(vector) \
+#define FN_BEGIN_ROW(whole) \
     const ptrdiff_t from = weight - first; \
-    const vector shift = k[row + width] - zero, high = k[row + 2 * width] - zero; \
+    const whole shift = k[row + width] - zero, high = k[row + 2 * width] - zero; \
     weight = weight + n == weights ? 0 : weight + n
 #define FN_BEGIN_ROW_32 \
-    FN_BEGIN_ROW(fn_few_floats); \
-    const fn_few_floats scale = k[row] - zero, low = k[row + 3 * width] - zero, bias = k[row + 4 * width] - zero; \
+    FN_BEGIN_ROW(fn_floats); \
+    const fn_floats scale = k[row] - zero, low = k[row + 3 * width] - zero, bias = k[row + 4 * width] - zero; \
     if (row < coming->rows) \
         fn_sum_coming_row(coming, row, n)
 #define FN_BEGIN_ROW_64 \
     FN_BEGIN_ROW(fn_doubles); \
     (void)coming
-#define FN_ROW_RESULT_32(at) \
-    FN_FMA_FEW(fn_row_affine(FN_FEW(x + (at)), scale, shift, high, low, bias), FN_FEW(gamma + from + (at)), \
-               FN_FEW(beta + from + (at)))
-#define FN_ROW_RESULT_64(at) \
+#define FN_ROW_RESULT_32(some, at) \
+    FN_FMA_##some(fn_affine_##some(FN_AT_##some(x + (at)), FN_OF_##some(scale), FN_OF_##some(shift), FN_OF_##some(high), \
+                                   FN_OF_##some(low), FN_OF_##some(bias)), \
+                  FN_AT_##some(gamma + from + (at)), FN_AT_##some(beta + from + (at)))
+#define FN_ROW_RESULT_64(some, at) \
     FN_FMA_DOUBLES((FN_LOAD_64(x + (at)) - shift) * high, FN_LOAD_64(gamma + from + (at)), FN_LOAD_64(beta + from + (at)))
-static inline fn_few_floats fn_row_affine(fn_few_floats x, fn_few_floats scale, fn_few_floats shift, fn_few_floats high,
-                                          fn_few_floats low, fn_few_floats bias)
-{
-    const fn_few_floats t = FN_FMA_FEW(x, scale, -shift);
-    return FN_FMA_FEW(t, high, FN_FMA_FEW(t, low, bias));
-}
-FN_SHORT_APPLY(32, float, fn_few_floats, FN_FEW_PARTS, FN_STORE_FEW)
-FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
+#define FN_AFFINE(some, vector) \
+    static inline vector fn_affine_##some(vector x, vector scale, vector shift, vector high, vector low, vector bias) \
+    { \
+        const vector t = FN_FMA_##some(x, scale, -shift); \
+        return FN_FMA_##some(t, high, FN_FMA_##some(t, low, bias)); \
+    }
+FN_AFFINE(FEW, fn_few_floats)
+FN_AFFINE(WHOLE, fn_floats)
+FN_SHORT_APPLY(32, float, fn_floats, fn_few_floats, FN_FEW_PARTS)
+FN_SHORT_APPLY(64, double, fn_doubles, fn_doubles, FN_PARTS)
 
 /* Backward, of rows with the same gammas. Eight columns of all rows at a time, so that their gradients, which are added to, stay in
  * registers; the sums of g and g * x_hat, g = dy * gamma, wait in eight lanes of every row. */
@@ -210,7 +214,7 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
                                          fn_gathered *gathered, int streamed) \
     { \
         const fn_doubles zero = {0}; \
-        FN_WRITE_ROWS(real, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, \
+        FN_WRITE_ROWS(real, FN_WHOLE_64, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, \
                       FN_ROW_GRADIENT_##bits); \
     } \
     static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
@@ -239,16 +243,16 @@ FN_SHORT_APPLY(64, double, fn_doubles, FN_PARTS, FN_STORE_64)
         fn_fetch(dy + first + rows * n, n * sizeof(*dy))
 #define FN_ROW_GRADIENT(load, at) \
     FN_FMA_DOUBLES(load(dy + (at)) * load(gamma + (at) - first), as, FN_FMA_DOUBLES(load(x + (at)) - middle, bs, cs))
-#define FN_ROW_GRADIENT_32(at) FN_ROW_GRADIENT(FN_WIDENED, at)
-#define FN_ROW_GRADIENT_64(at) FN_ROW_GRADIENT(FN_LOAD_64, at)
-FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_NARROWED)
+#define FN_ROW_GRADIENT_32(some, at) FN_ROW_GRADIENT(FN_WIDENED, at)
+#define FN_ROW_GRADIENT_64(some, at) FN_ROW_GRADIENT(FN_LOAD_64, at)
+#define FN_STORE_FROM_64(some, x, value) FN_STORE_NARROWED(x, value)
+FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_FROM_64)
 FN_SHORT_ROWS_BACK(64, double, FN_LOAD_64, FN_STORE_64)
 
 /* The same of floats in their own arithmetic, up to the sums of g, g * u and g * g of each row, u = x * scale - centre, with which
  * x_hat = u * factor + offset. k holds the arrays of coefficients, `width` apart: factor and offset are in the places of high and bias.
  * dgamma and dbeta are added to. */
-#define FN_ROW_DEVIATION \
-    const fn_few_floats scale = k[row] - zero, centre = k[row + 5 * width] - zero
+#define FN_ROW_DEVIATION(vector) const vector scale = k[row] - zero, centre = k[row + 5 * width] - zero
 FN_EIGHT void fn_add_row_products(ptrdiff_t at, ptrdiff_t skip, const float *dy, const float *x, const float *gamma,
                                   fn_few_floats scale, fn_few_floats centre, fn_few_floats factor, fn_few_floats offset,
                                   float *dgamma, float *dbeta, fn_few_floats *sum, fn_few_floats *product, fn_few_floats *square)
@@ -271,12 +275,12 @@ static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff
     const fn_few_floats zero = {0};
     fn_few_floats lanes[3][FN_SETS * FN_FEW_PARTS];
     for (ptrdiff_t row = 0; row < rows; row++, dy += n, x += n) {
-        FN_ROW_DEVIATION;
+        FN_ROW_DEVIATION(fn_few_floats);
         const fn_few_floats factor = k[row + 2 * width] - zero, offset = k[row + 4 * width] - zero;
         fn_few_floats sum[FN_FEW_PARTS] = {{0}}, product[FN_FEW_PARTS] = {{0}}, square[FN_FEW_PARTS] = {{0}};
         if (ahead) {
-            fn_fetch(dy + ahead, n * (ptrdiff_t)sizeof(*dy));
-            fn_fetch(x + ahead, n * (ptrdiff_t)sizeof(*x));
+            fn_fetch_near(dy + ahead, n * (ptrdiff_t)sizeof(*dy));
+            fn_fetch_near(x + ahead, n * (ptrdiff_t)sizeof(*x));
         }
         FN_EACH_EIGHT(n, fn_add_row_products, dy, x, gamma, scale, centre, factor, offset, dgamma, dbeta, sum, product, square);
         memcpy(lanes[0] + row * FN_FEW_PARTS, sum, sizeof(sum));
@@ -292,19 +296,20 @@ static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff
     fn_totals_of_eights(lanes[2], rows, squares);
 }
 #define FN_BEGIN_FLOAT_BACK_ROW \
-    FN_ROW_DEVIATION; \
-    const fn_few_floats a = linear[row] - zero, b = linear[row + width] - zero, c = linear[row + 2 * width] - zero
-#define FN_FLOAT_ROW_GRADIENT(at) \
-    FN_FMA_FEW(FN_FEW(dy + (at)) * FN_FEW(gamma + (at) - first), a, \
-               FN_FMA_FEW(FN_FMA_FEW(FN_FEW(x + (at)), scale, -centre), b, c))
+    FN_ROW_DEVIATION(fn_floats); \
+    const fn_floats a = linear[row] - zero, b = linear[row + width] - zero, c = linear[row + 2 * width] - zero
+#define FN_FLOAT_ROW_GRADIENT(some, at) \
+    FN_FMA_##some(FN_AT_##some(dy + (at)) * FN_AT_##some(gamma + (at) - first), FN_OF_##some(a), \
+                  FN_FMA_##some(FN_FMA_##some(FN_AT_##some(x + (at)), FN_OF_##some(scale), -FN_OF_##some(centre)), FN_OF_##some(b), \
+                                FN_OF_##some(c)))
 /* dx = dy * gamma * a + (u * b + c), the arrays a, b and c `width` apart */
 FN_EIGHT void fn_write_row_gradients_of(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
                                         const float *k, const float *linear, ptrdiff_t width, fn_gathered *gathered,
                                         int streamed)
 {
-    const fn_few_floats zero = {0};
-    FN_WRITE_ROWS(float, fn_few_floats, FN_FEW_PARTS, FN_STORE_FEW, dx, rows, n, streamed, gathered, FN_BEGIN_FLOAT_BACK_ROW,
-                  FN_FLOAT_ROW_GRADIENT);
+    const fn_floats zero = {0};
+    FN_WRITE_ROWS(float, FN_WHOLE_32, fn_few_floats, FN_FEW_PARTS, FN_STORE_32, dx, rows, n, streamed, gathered,
+                  FN_BEGIN_FLOAT_BACK_ROW, FN_FLOAT_ROW_GRADIENT);
 }
 static inline void fn_write_row_gradients(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n,
                                           const float *gamma, const float *k, const float *linear, ptrdiff_t width,

@@ -27,28 +27,36 @@ FN_EIGHT fn_doubles fn_skipped_64(fn_doubles eight, int part, ptrdiff_t skip)
     return skip ? fn_from_lane_64(eight, part, skip) : eight;
 }
 
-/* Write rows of results, eight at a time in `parts` vectors, `result` of the ones from an index on, after `begin` for every row. y
- * may be what they are computed from, so the last eight of a row, if they have some in common with others, are computed first. */
-#define FN_WRITE_ROWS(real, vector, parts, store, y, rows, n, streamed, gathered, begin, result) \
+/* Write rows of results, as many at a time as a WHOLE vector holds if more than eight, then eight in `parts` vectors (FEW), `result`
+ * of the ones from an index on, after `begin` for every row. y may be what they are computed from, so the last eight of a row, if they
+ * have some in common with others, are computed first. Past the caches rows are pieces that gather, or all of them one, for a burst. */
+#define FN_WRITE_ROWS(real, whole, vector, parts, store, y, rows, n, streamed, gathered, begin, result) \
     do { \
         enum { STEP = 8 / (parts) }; \
+        const ptrdiff_t bytes_of_row = (n) * (ptrdiff_t)sizeof(real), all_bytes = (rows) * bytes_of_row; \
+        const int burst = (streamed) && (gathered)->bursts && all_bytes <= FN_GATHERED; \
+        real *all = burst ? fn_gather(gathered, y, all_bytes) : (y); \
         ptrdiff_t first = 0; \
         for (ptrdiff_t row = 0; row < (rows); row++, first += (n)) { \
             const ptrdiff_t last = first + (n) - 8; \
-            real *to = (streamed) ? fn_gather(gathered, (y) + first, (n) * (ptrdiff_t)sizeof(real)) : (y) + first; \
+            real *to = (streamed) && !burst ? fn_gather(gathered, (y) + first, bytes_of_row) : all + first; \
             vector end[parts] = {{0}}; \
+            ptrdiff_t i = 0; \
             begin; \
             for (int part = 0; part < (parts) && (n) % 8; part++) \
-                end[part] = result(last + part * STEP); \
-            for (ptrdiff_t i = 0; i + 8 <= (n); i += 8) \
+                end[part] = result(FEW, last + part * STEP); \
+            for (; (whole) > 8 && i + (whole) <= (n); i += (whole)) \
+                store(WHOLE, to + i, result(WHOLE, first + i)); \
+            for (; i + 8 <= (n); i += 8) \
                 for (int part = 0; part < (parts); part++) \
-                    store(to + i + part * STEP, result(first + i + part * STEP)); \
+                    store(FEW, to + i + part * STEP, result(FEW, first + i + part * STEP)); \
             for (int part = 0; part < (parts) && (n) % 8; part++) \
-                store(to + (n) - 8 + part * STEP, end[part]); \
+                store(FEW, to + (n) - 8 + part * STEP, end[part]); \
         } \
-        if ((streamed) && first * (ptrdiff_t)sizeof(real) <= FN_GATHERED) \
+        if (burst) \
             fn_end_pieces(gathered, (y) + first); \
     } while (0)
+enum { FN_WHOLE_32 = FN_VECTOR_BYTES / 4, FN_WHOLE_64 = FN_VECTOR_BYTES / 8 };
 
 /* The totals of so many times four lanes, each as fn_total_of_four has it */
 static inline void fn_totals_of_fours(const fn_double4 *lanes, ptrdiff_t count, double *totals)
@@ -92,7 +100,7 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
 #define FN_KEPT_32 FN_FEW_PARTS
 #define FN_KEPT_64 1
 
-#define FN_SHORT_RUNS(bits, real, vector, parts, kept, totals_of, load, store, fma) \
+#define FN_SHORT_RUNS(bits, real, whole, vector, parts, kept, totals_of, load, fma) \
     FN_EIGHT void fn_add_products_##bits(ptrdiff_t at, ptrdiff_t skip, const real *dy, const real *x, vector scales, vector centres, \
                                          vector *sum, vector *product, vector *square) \
     { \
@@ -151,11 +159,11 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
                                          const real *scale, const real *centre, const double *gamma, const double *a, \
                                          const double *b, const double *c, fn_gathered *gathered, int streamed) \
     { \
-        const vector zero = {0}; \
+        const whole zero = {0}; \
         const ptrdiff_t runs = sets * channels; \
         ptrdiff_t number = 0, channel = 0; \
-        FN_WRITE_ROWS(real, vector, parts, store, dx, runs, n, streamed, gathered, FN_BEGIN_RUN(real, vector), \
-                      FN_RUN_GRADIENT_##bits); \
+        FN_WRITE_ROWS(real, FN_WHOLE_##bits, vector, parts, FN_STORE_##bits, dx, runs, n, streamed, gathered, \
+                      FN_BEGIN_RUN(real, whole), FN_RUN_GRADIENT_##bits); \
     } \
     static inline void fn_back_short_runs_##bits(const real *dy, const real *x, real *dx, ptrdiff_t sets, ptrdiff_t channels, \
                                                  ptrdiff_t n, const real *scale, const real *centre, const double *gamma, \
@@ -181,15 +189,18 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
     (void)scales; \
     if (streamed) \
         fn_fetch(dy + first + runs * n, n * sizeof(*dy))
-#define FN_RUN_GRADIENT(load, fma, less, at) fma(load(dy + (at)), as, fma(less(load(x + (at))), bs, cs))
-#define FN_RUN_GRADIENT_32(at) FN_RUN_GRADIENT(FN_FEW, FN_FMA_FEW, FN_LESS_CENTRE_32, at)
-#define FN_RUN_GRADIENT_64(at) FN_RUN_GRADIENT(FN_LOAD_64, FN_FMA_DOUBLES, FN_LESS_CENTRE_64, at)
+#define FN_RUN_GRADIENT_32(some, at) \
+    FN_FMA_##some(FN_AT_##some(dy + (at)), FN_OF_##some(as), \
+                  FN_FMA_##some(FN_FMA_##some(FN_AT_##some(x + (at)), FN_OF_##some(scales), FN_OF_##some(centres)), \
+                                FN_OF_##some(bs), FN_OF_##some(cs)))
+#define FN_RUN_GRADIENT_64(some, at) \
+    FN_FMA_DOUBLES(FN_LOAD_64(dy + (at)), as, FN_FMA_DOUBLES(FN_LESS_CENTRE_64(FN_LOAD_64(x + (at))), bs, cs))
 #define FN_LESS_CENTRE_32(x) FN_FMA_FEW(x, scales, centres)
 #define FN_LESS_CENTRE_64(x) ((x) + centres)
-#define FN_STORE_FEW(x, value) (FN_FEW(x) = (value))
+#define FN_STORE_32(some, x, value) (FN_AT_##some(x) = (value))
 #define FN_LOAD_64(x) FN_DOUBLES(x, 0)
-#define FN_STORE_64(x, value) (FN_DOUBLES(x, 0) = (value))
-FN_SHORT_RUNS(32, float, fn_few_floats, FN_FEW_PARTS, fn_few_floats, fn_totals_of_eights, FN_FEW, FN_STORE_FEW, FN_FMA_FEW)
-FN_SHORT_RUNS(64, double, fn_doubles, FN_PARTS, fn_double4, fn_totals_of_fours, FN_LOAD_64, FN_STORE_64, FN_FMA_DOUBLES)
+#define FN_STORE_64(some, x, value) (FN_DOUBLES(x, 0) = (value))
+FN_SHORT_RUNS(32, float, fn_floats, fn_few_floats, FN_FEW_PARTS, fn_few_floats, fn_totals_of_eights, FN_FEW, FN_FMA_FEW)
+FN_SHORT_RUNS(64, double, fn_doubles, fn_doubles, FN_PARTS, fn_double4, fn_totals_of_fours, FN_LOAD_64, FN_FMA_DOUBLES)
 
 #endif

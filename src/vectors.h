@@ -120,6 +120,18 @@ typedef float fn_any_few_floats __attribute__((vector_size(32 / FN_FEW_PARTS), a
 #define FN_FMA_FEW(a, b, c) FN_FMA_FLOATS(a, b, c)
 #endif
 
+/* What is done for FEW floats, a vector of those eight, or for a WHOLE vector: load or store, multiply-add, and take a coefficient that
+ * all lanes have */
+#define FN_AT_FEW(x) FN_FEW(x)
+#define FN_AT_WHOLE(x) FN_FLOATS(x, 0)
+#define FN_FMA_WHOLE(a, b, c) FN_FMA_FLOATS(a, b, c)
+#if defined(__AVX512F__)
+#define FN_OF_FEW(whole) ((fn_few_floats)_mm512_castps512_ps256((__m512)(whole)))
+#else
+#define FN_OF_FEW(whole) (whole)
+#endif
+#define FN_OF_WHOLE(whole) (whole)
+
 /* Sums of the pairs of lanes of a, then of b, in every four; and of four lanes and the four after them, as doubles */
 #if defined(__AVX__)
 static inline fn_few_floats fn_pairs(fn_few_floats a, fn_few_floats b)
