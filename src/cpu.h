@@ -54,7 +54,7 @@ static ptrdiff_t fn_last_level_cache(void)
 static int fn_whole_vectors(void)
 {
 #if defined(__x86_64__)
-    unsigned a, b, c, d;
+    unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && __get_cpuid(1, &a, &b, &c, &d))
         return (a >> 8 & 15) == 15 && (a >> 20 & 255) + 15 >= 26;
 #endif

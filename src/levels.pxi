@@ -9,6 +9,9 @@ from libc.string cimport memcpy, memset
 
 from kernels cimport *
 
+cdef extern from "cpu.h" nogil:
+    bint fn_whole_vectors()
+
 cdef extern from "transport.h" nogil:
     void fn_half_to_single(fn_in x, fn_out y, Py_ssize_t n) noexcept
     void fn_single_to_half(fn_in x, fn_out y, Py_ssize_t n) noexcept
@@ -26,6 +29,7 @@ cdef extern from "transport.h" nogil:
                          Py_ssize_t columns) noexcept
     void fn_transpose_64(fn_in x, Py_ssize_t x_step, fn_out y, Py_ssize_t y_step, Py_ssize_t rows,
                          Py_ssize_t columns) noexcept
+    void fn_fetch_nearest(bint best) noexcept
     void fn_prefetch(const void* address) noexcept
     void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
     void fn_fetch_near(const void* place, Py_ssize_t nbytes) noexcept
@@ -33,6 +37,7 @@ cdef extern from "transport.h" nogil:
 
 cdef fn_level level
 level.name = LEVEL_NAME
+fn_fetch_nearest(fn_whole_vectors())
 level.half_to_single = fn_half_to_single
 level.single_to_half = fn_single_to_half
 level.move = fn_move

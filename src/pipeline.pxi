@@ -17,8 +17,11 @@ cdef extern from "transport.h" nogil:
         BLOCK_BYTES "FN_BLOCK_BYTES"
         BLOCK_ITEMS "FN_BLOCK_ITEMS"
     void fn_stream_fence() noexcept
+    void fn_fetch_nearest(bint best) noexcept
     void fn_prefetch(const void* address) noexcept
     void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
+
+fn_fetch_nearest(fn_whole_vectors())
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's limit

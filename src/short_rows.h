@@ -96,7 +96,7 @@ FN_EIGHT void fn_sum_coming_row(fn_coming *coming, ptrdiff_t row, ptrdiff_t n)
     const float *x = coming->x + row * n;
     fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}};
     if (coming->ahead)
-        fn_fetch_near(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
+        fn_fetch(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
     FN_EACH_EIGHT(n, fn_add_both, x, sum, square);
     coming->sums[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1);
     coming->squares[row] = FN_QUARTER(square, 0) + FN_QUARTER(square, 1);
@@ -279,8 +279,8 @@ static inline void fn_sum_row_gradients(const float *dy, const float *x, ptrdiff
         const fn_few_floats factor = k[row + 2 * width] - zero, offset = k[row + 4 * width] - zero;
         fn_few_floats sum[FN_FEW_PARTS] = {{0}}, product[FN_FEW_PARTS] = {{0}}, square[FN_FEW_PARTS] = {{0}};
         if (ahead) {
-            fn_fetch_near(dy + ahead, n * (ptrdiff_t)sizeof(*dy));
-            fn_fetch_near(x + ahead, n * (ptrdiff_t)sizeof(*x));
+            fn_fetch(dy + ahead, n * (ptrdiff_t)sizeof(*dy));
+            fn_fetch(x + ahead, n * (ptrdiff_t)sizeof(*x));
         }
         FN_EACH_EIGHT(n, fn_add_row_products, dy, x, gamma, scale, centre, factor, offset, dgamma, dbeta, sum, product, square);
         memcpy(lanes[0] + row * FN_FEW_PARTS, sum, sizeof(sum));

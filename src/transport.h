@@ -129,21 +129,28 @@ FN_TRANSPOSE_FEW(double, 64)
 #undef FN_TRANSPOSE_FEW
 #endif
 
-/* Into the second-level cache: to the first one few lines can be on their way at a time, too few for the memory's latency. That one
- * is for what is read next and not long. */
-#define fn_prefetch(address) __builtin_prefetch((address), 0, 2)
-#define fn_prefetch_near(address) __builtin_prefetch((address), 0, 3)
+/* Into the second-level cache: to the first one few lines can be on their way at a time, on Zen 4 too few for the memory's latency;
+ * or into the nearest where fn_fetch_nearest says so at the start, on Zen 5. The nearest is also for what is read next and not long. */
+static int fn_nearest_is_best;
+static inline void fn_fetch_nearest(int best) { fn_nearest_is_best = best; }
+static inline __attribute__((always_inline)) void fn_prefetch_to(const void *address, int nearest)
+{
+    if (nearest)
+        __builtin_prefetch(address, 0, 3);
+    else
+        __builtin_prefetch(address, 0, 2);
+}
+#define fn_prefetch(address) fn_prefetch_to(address, fn_nearest_is_best)
+#define fn_prefetch_near(address) fn_prefetch_to(address, 1)
 
 /* Begin to load so many bytes. Always inline: of a function that does nothing else gcc drops the calls, as without effect. */
-#define FN_FETCH(name, prefetch) \
-    static inline __attribute__((always_inline)) void name(const void *place, ptrdiff_t nbytes) \
-    { \
-        for (ptrdiff_t i = 0; i < nbytes; i += 64) \
-            prefetch((const char *)place + i); \
-    }
-FN_FETCH(fn_fetch, fn_prefetch)
-FN_FETCH(fn_fetch_near, fn_prefetch_near)
-#undef FN_FETCH
+static inline __attribute__((always_inline)) void fn_fetch_to(const void *place, ptrdiff_t nbytes, int nearest)
+{
+    for (ptrdiff_t i = 0; i < nbytes; i += 64)
+        fn_prefetch_to((const char *)place + i, nearest);
+}
+#define fn_fetch(place, nbytes) fn_fetch_to(place, nbytes, fn_nearest_is_best)
+#define fn_fetch_near(place, nbytes) fn_fetch_to(place, nbytes, 1)
 
 /* The same for i < rows and j < columns; the last ones overlap others. What is too narrow for that goes along its longer side. Of many
  * rows that follow each other, what comes some way on is fetched: no prefetcher follows loads of parts of lines in so many rows. */
@@ -320,10 +327,11 @@ enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536 };
 
 static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
+    const int nearest = fn_nearest_is_best;
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
-        fn_prefetch((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD));
+        fn_prefetch_to((const char *)a + i + (b ? FN_AHEAD_BOTH : FN_AHEAD), nearest);
         if (b)
-            fn_prefetch((const char *)b + i + FN_AHEAD_BOTH);
+            fn_prefetch_to((const char *)b + i + FN_AHEAD_BOTH, nearest);
         if (streamed)
             fn_stream_line((char *)y + i, (const char *)turn + i);
         else
