@@ -31,6 +31,7 @@ cdef extern from "transport.h" nogil:
                          Py_ssize_t columns) noexcept
     void fn_fetch_nearest(bint best) noexcept
     void fn_prefetch(const void* address) noexcept
+    void fn_prefetch_to(const void* address, bint nearest) noexcept
     void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
     void fn_fetch_near(const void* place, Py_ssize_t nbytes) noexcept
     void fn_end_turn(void* y, const void* turn, Py_ssize_t bytes, const void* a, const void* b, bint streamed) noexcept
