@@ -34,17 +34,17 @@ FLAGS = [
 ]
 # gcc alone: order the instructions of the loops for their latencies, and unroll all of them twice: the processor's
 # window is too short to overlap iterations of 40 instructions and more by itself (gelu gains 8 %, without AVX 20 %),
-# and short loops are limited by memory, which does not like longer stretches of one array, then another. Three passes
-# are kept from moving a select's arms about, which costs softsign and selu a sixth; one from making rep stos of the
-# loops that clear sums, which takes tens of cycles a row.
-LOOP_FLAGS = ["-fschedule-insns", "-funroll-loops", "-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps"]
-LOOP_FLAGS += ["-fno-tree-loop-distribute-patterns"]
-UNROLLING = {"max-unroll-times": 2, "max-average-unrolled-insns": 300, "max-unrolled-insns": 400}
-LOOP_FLAGS += [f"--param={name}={value}" for name, value in UNROLLING.items()]
-# With 16 vector registers such an order, made before registers are given out, leaves sums and coefficients to memory
-# unless it minds them: layer norm and float64 gelu gain a quarter, gelu without fma loses a tenth. 32 are enough.
-FEW_REGISTERS = ("baseline", "v3")
-FEW_REGISTER_FLAGS = ["-fsched-pressure"]
+# and short loops are limited by memory, which does not like longer stretches of one array, then another. Such an order,
+# made before registers are given out, leaves sums and coefficients to memory unless it minds them: with 16 vector
+# registers layer norm and float64 gelu gain a quarter, gelu without fma loses a tenth. Three passes are kept from
+# moving a select's arms about, which costs softsign and selu a sixth; one from making rep stos of the loops that clear
+# sums, which takes tens of cycles a row.
+LOOP_FLAGS = ["-fschedule-insns", "-fsched-pressure", "-funroll-loops"]
+LOOP_FLAGS += ["-fno-tree-sink", "-fno-tree-pre", "-fno-thread-jumps", "-fno-tree-loop-distribute-patterns"]
+UNROLLING = {"max-unroll-times": 1, "max-average-unrolled-insns": 150, "max-unrolled-insns": 200}
+# The 32 registers of level v4 are enough for four times: on Zen 5, which spends as long waiting for results as
+# computing them, float32 activations gain 5 to 10 %, float64 ones 10 to 25.
+UNROLLED = {"v4": 4}
 # Level v4 goes through its arrays vector by vector (src/walk.h) if the compiler takes this: the loop over the 8 or 16
 # elements of one must not be taken apart before it has become that vector.
 WALK_FLAG = "--param=max-completely-peel-times=6"
@@ -106,12 +106,12 @@ class BuildExt(build_ext):
             self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
         loops = flags + self.known(LOOP_FLAGS)
-        of_level = dict.fromkeys(FEW_REGISTERS, self.known(FEW_REGISTER_FLAGS))
-        if self.compiles(flags=[WALK_FLAG]):
-            of_level["v4"] = [WALK_FLAG, "-DFN_WALK_VECTORS"]
+        of_level = {"v4": [WALK_FLAG, "-DFN_WALK_VECTORS"]} if self.compiles(flags=[WALK_FLAG]) else {}
         modules = {"core": flags}
         for name, extra in levels.items():
-            modules[f"level_{name}"] = loops + of_level.get(name, []) + extra
+            times = UNROLLED.get(name, 2)
+            unrolling = self.known([f"--param={param}={times * value}" for param, value in UNROLLING.items()])
+            modules[f"level_{name}"] = loops + unrolling + of_level.get(name, []) + extra
         self.distribution.ext_modules = [
             Extension(
                 f"fastnn._{stem}",

@@ -267,8 +267,7 @@ def set_mesh(bint on):
 
 cdef bint bypasses_caches(const Plan* plan) noexcept nogil:
     cdef Py_ssize_t nbytes = plan.size * plan.result.itemsize
-    cdef double bound = COMPUTE_BOUND if plan.inputs == 1 else COMPUTE_BOUND_BOTH
-    cdef bint moved = plan.nanoseconds / current_threads() < bound * nbytes
+    cdef bint moved = plan.nanoseconds / current_threads() < COMPUTE_BOUND * nbytes
     return (plan.result.contiguous and not plan.result.swapped and not plan.staged
             and (plan.inputs + 1) * nbytes > (STREAM_BYTES if moved else STREAM_COMPUTED_BYTES)
             and <uintptr_t> plan.result.data % plan.result.itemsize == 0)
