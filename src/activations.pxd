@@ -9,8 +9,7 @@ from elementary cimport (
     silu_slope_f64, softplus_f64, softplus_one_f64, softplus_slope_f64, times_parts_f64, abs_f64,
     exp_argument_wide, exp_wide, expm1_wide, gelu_slope_wide, gelu_tanh_slope_wide, gelu_tanh_wide, gelu_wide,
     log1p_wide, within_wide,
-    below_zero_f32, exp_times_f32, gelu_f32, gelu_slope_f32, gelu_tanh_f32, logistic_f32, mish_f32, sigmoid_f32, silu_f32,
-    silu_slope_f32, softplus_f32,
+    below_zero_f32, exp_times_f32, gelu_f32, gelu_slope_f32, logistic_f32, softplus_f32,
     FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, expm1_domain,
     expm1_parts, fma, lower_of, one_plus, remainder, select, upper_of, with_sign, within_zero_six,
     tanh as elementary_tanh,
@@ -20,12 +19,11 @@ from elementary cimport (
 cdef inline real selected(real dy, real saved, real d) noexcept nogil:
     return select(saved == saved, select(d == <real> 0, <real> 0, dy * d), saved)
 
-# 1 / (1 + e^-x). Without fma float32 is fastest in double lanes, here and in tanh, silu, elu and selu.
+# 1 / (1 + e^-x). Without fma float32 is fastest in double lanes, here and in tanh, silu, elu and selu; with fma it takes two
+# steps, sigmoid_first_f32 and sigmoid_then_f32. So do other functions for which the table says so.
 cdef inline real sigmoid(real x) noexcept nogil:
     if real is double:
         return logistic_f64(x)
-    elif FN_HAS_FMA:
-        return sigmoid_f32(x)
     else:
         return <float> (1 / (1 + exp_wide(-within_wide(x))))
 
@@ -188,8 +186,6 @@ cdef inline real gelu_backward(real dy, real x) noexcept nogil:
 cdef inline real gelu_tanh(real x) noexcept nogil:
     if real is double:
         return gelu_tanh_f64(x)
-    elif FN_HAS_FMA:
-        return gelu_tanh_f32(x)
     else:
         return gelu_tanh_wide(x)
 
@@ -203,8 +199,6 @@ cdef inline real gelu_tanh_backward(real dy, real x) noexcept nogil:
 cdef inline real silu(real x) noexcept nogil:
     if real is double:
         return silu_f64(x)
-    elif FN_HAS_FMA:
-        return silu_f32(x)
     else:
         return <float> (upper_of(x, -110) / (1 + exp_wide(-within_wide(x))))
 
@@ -213,8 +207,6 @@ cdef inline real silu_backward(real dy, real x) noexcept nogil:
     cdef double b, e, d
     if real is double:
         return dy * silu_slope_f64(x)
-    elif FN_HAS_FMA:
-        return dy * silu_slope_f32(x)
     else:
         b = within_wide(x)
         e = exp_wide(-b)
@@ -226,8 +218,6 @@ cdef inline real mish(real x) noexcept nogil:
     cdef double e, n
     if real is double:
         return mish_f64(x)
-    elif FN_HAS_FMA:
-        return mish_f32(x)
     else:
         e = exp_wide(within_wide(x))
         n = e * (e + 2)

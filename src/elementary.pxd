@@ -28,17 +28,12 @@ cdef extern from "elementary.h" nogil:
     float below_softsign_end_f32(float x) noexcept
     float one_plus_f32(float a, float* lo) noexcept
     float tanh_f32(float x) noexcept
-    float sigmoid_f32(float x) noexcept
-    float silu_f32(float x) noexcept
-    float silu_slope_f32(float x) noexcept
     float logistic_f32(float x, float sign) noexcept
     float exp_times_f32(float m, float x) noexcept
     float below_zero_f32(float x) noexcept
     float gelu_f32(float x) noexcept
     float gelu_slope_f32(float x) noexcept
-    float gelu_tanh_f32(float x) noexcept
     float softplus_f32(float x, float sign) noexcept
-    float mish_f32(float x) noexcept
     double fma_f64(double a, double b, double c) noexcept
     double select_f64(bint condition, double a, double b) noexcept
     double abs_f64(double x) noexcept

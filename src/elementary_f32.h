@@ -191,31 +191,53 @@ FN_BOUND(float, fn_sigmoid_low_f32, -105.0f);
 FN_BOUND(float, fn_silu_low_f32, -115.0f);
 FN_BOUND(float, fn_logistic_high_f32, 32.0f);
 
-/* The divisor for e^(x + x_lo), x <= 115, with what its sum rounded off */
-FN float logistic_divisor_f32(float x, float x_lo, float *lo)
+/* 2^-40 (1 + e^-z) = d + *lo for e^-z = 2^40 power (1 + p) */
+FN float logistic_divisor_f32(float p, float power, float *lo)
 {
-    float t, p = exp_fraction2_f32(x, x_lo, 127 - 40, &t), power = power_f32(t);
     float d = FN_FMAF(power, p, power + F32_LOGISTIC_SCALE);
     *lo = FN_FMAF(power, p, (power - d) + F32_LOGISTIC_SCALE);
     return d;
 }
+/* The p and the power for -z = x + x_lo, x <= 115 */
+FN float logistic_exp_f32(float x, float x_lo, float *power)
+{
+    float t, p = exp_fraction2_f32(x, x_lo, 127 - 40, &t);
+    *power = power_f32(t);
+    return p;
+}
 /* What to take from q, which is n / d rounded, for n / (d + lo), up to the factor 1 / d; with this sign a q of -0 keeps its own */
 FN float too_much_f32(float q, float d, float lo, float n) { return FN_FMAF(q, lo, FN_FMAF(q, d, -n)); }
 
-FN float sigmoid_f32(float x)
+/* inside / (1 + e^-z); where `above` is larger it is that: what `inside` lacks is subtracted, +0 elsewhere, which keeps a result
+   of -0. */
+FN float logistic_product_f32(float above, float inside, float p, float power)
 {
-    float inside = min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32);
-    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = 1.0f / d;
+    float lacking = inside - above, lo, d = logistic_divisor_f32(p, power, &lo), q = inside / d;
+    q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
+    return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
+}
+
+/* 1 / (1 + e^-x) */
+FN float sigmoid_first_f32(float x, float *power)
+{
+    return logistic_exp_f32(-min_f32(max_f32(x, fn_sigmoid_low_f32), fn_logistic_high_f32), -0.0f, power);
+}
+FN float sigmoid_then_f32(float x, float p, float power)
+{
+    float lo, d = logistic_divisor_f32(p, power, &lo), q = 1.0f / d;
+    (void)x;
     return FN_FMAF(-q, too_much_f32(q, d, lo, 1.0f), q) * F32_LOGISTIC_SCALE;
 }
 
-/* x / (1 + e^-x); above 32 it is x: what 32 lacks is subtracted, +0 elsewhere, which keeps a result of -0. */
-FN float silu_f32(float x)
+/* x / (1 + e^-x); above 32 it is x */
+FN float silu_first_f32(float x, float *power)
 {
-    float above = max_f32(x, fn_silu_low_f32), inside = min_f32(above, fn_logistic_high_f32), lacking = inside - above;
-    float lo, d = logistic_divisor_f32(-inside, -0.0f, &lo), q = inside / d;
-    q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
-    return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
+    return logistic_exp_f32(-min_f32(max_f32(x, fn_silu_low_f32), fn_logistic_high_f32), -0.0f, power);
+}
+FN float silu_then_f32(float x, float p, float power)
+{
+    float above = max_f32(x, fn_silu_low_f32);
+    return logistic_product_f32(above, min_f32(above, fn_logistic_high_f32), p, power);
 }
 
 FN_BOUND(float, fn_silu_slope_end_f32, 110.0f); /* beyond, the derivative is 0 or 1 */
@@ -223,13 +245,18 @@ FN_BOUND(float, fn_silu_slope_end_f32, 110.0f); /* beyond, the derivative is 0 o
    rounded, but as e^-a is 2^k (1 + p) with k <= 0, the products and differences from which `lacking`, 1 - s (1 + e^-a), is
    made are exact. Its square counts where e^-a is about 2^-24. 1 - s, 2^k and `lacking` are scaled, because e^-a may be
    subnormal. With the coefficients of exp_poly_sums the largest error would be 2.02 ULP, with these it is 1.98. */
-FN float silu_slope_f32(float x)
+FN float silu_slope_first_f32(float x, float *power)
+{
+    float a = min_f32(abs_f32(x), fn_silu_slope_end_f32);
+    float t, r = exp_argument_f32(-a, -0.0f, 127 + 32, &t), r2 = r * r;
+    float upper = FN_FMAF(r2 + 0x1.da5996p+4f, FN_FMAF(r, 0x1.70685p-10f, 0x1.12398p-7f), -0x1.4d93b8p-4f);
+    *power = power_f32(t);
+    return FN_FMAF(r2, FN_FMAF(r, upper, 0x1.000002p-1f), r);
+}
+FN float silu_slope_then_f32(float x, float p, float power)
 {
     const float scale = 0x1p32f, back = 0x1p-32f;
     float a = min_f32(abs_f32(x), fn_silu_slope_end_f32);
-    float t, r = exp_argument_f32(-a, -0.0f, 127 + 32, &t), r2 = r * r, power = power_f32(t);
-    float upper = FN_FMAF(r2 + 0x1.da5996p+4f, FN_FMAF(r, 0x1.70685p-10f, 0x1.12398p-7f), -0x1.4d93b8p-4f);
-    float p = FN_FMAF(r2, FN_FMAF(r, upper, 0x1.000002p-1f), r);
     float s = 1.0f / FN_FMAF(FN_FMAF(power, p, power), back, 1.0f), rest = FN_FMAF(s, -scale, scale), share = s * power;
     float lacking = FN_FMAF(-share, p, rest - share), rest_lo = -s * lacking;
     float m = FN_FMAF(-a, s, 1.0f), m_lo = a * FN_FMAF(lacking, -2.0f * back, 1.0f - s);
@@ -292,19 +319,20 @@ FN_BOUND(float, fn_gelu_tanh_low_f32, -11.0f);
 FN_BOUND(float, fn_gelu_tanh_high_f32, 8.0f);
 /* x / (1 + e^-z), z = sqrt(8 / pi) (x + 0.044715 x^3) in two parts; above 8 it is x. `linear` has so few digits that
    linear - factor is exact. 1.3 ULP */
-FN float gelu_tanh_f32(float x)
+FN float gelu_tanh_first_f32(float x, float *power)
 {
-    float above = max_f32(x, fn_gelu_tanh_low_f32), inside = min_f32(above, fn_gelu_tanh_high_f32), lacking = inside - above;
+    float inside = min_f32(max_f32(x, fn_gelu_tanh_low_f32), fn_gelu_tanh_high_f32);
     const float linear = 0x1.98845p+0f, cubic = 0x1.2444f2p-4f;
-    float lo, d, q, square_lo, square = two_prod_f32(inside, inside, &square_lo);
+    float square_lo, square = two_prod_f32(inside, inside, &square_lo);
     float factor = FN_FMAF(square, cubic, linear), factor_lo = FN_FMAF(square, cubic, linear - factor);
     float z_lo, z = two_prod_f32(inside, factor, &z_lo);
     factor_lo += FN_FMAF(square_lo, cubic, FN_FMAF(square, 0x1.49b16ap-29f, 0x1.9ea1b2p-23f));
-    z_lo = FN_FMAF(inside, factor_lo, z_lo);
-    d = logistic_divisor_f32(-z, -z_lo, &lo);
-    q = inside / d;
-    q = FN_FMAF(too_much_f32(q, d, lo, inside), minus_rough_inverse_f32(d), q);
-    return FN_FMAF(q, F32_LOGISTIC_SCALE, -lacking);
+    return logistic_exp_f32(-z, -FN_FMAF(inside, factor_lo, z_lo), power);
+}
+FN float gelu_tanh_then_f32(float x, float p, float power)
+{
+    float above = max_f32(x, fn_gelu_tanh_low_f32);
+    return logistic_product_f32(above, min_f32(above, fn_gelu_tanh_high_f32), p, power);
 }
 
 FN_BOUND(float, fn_falling_low_f32, -32.0f);
@@ -344,10 +372,15 @@ FN float softplus_f32(float x, const float sign)
 
 FN_BOUND(float, fn_mish_low_f32, -110.0f);
 /* x n / (n + 1), n = e + e^2 / 2, e = e^x, which are scaled so that nothing underflows; above 32 it is x. 1.5 ULP */
-FN float mish_f32(float x)
+FN float mish_first_f32(float x, float *power)
+{
+    float t, p = exp_fraction_f32(min_f32(max_f32(x, fn_mish_low_f32), fn_logistic_high_f32), 127 + 32, &t);
+    *power = power_f32(t);
+    return p;
+}
+FN float mish_then_f32(float x, float p, float power)
 {
     float above = max_f32(x, fn_mish_low_f32), inside = min_f32(above, fn_logistic_high_f32), lacking = inside - above;
-    float t, p = exp_fraction_f32(inside, 127 + 32, &t), power = power_f32(t);
     float u = power * p, e = power + u, lo, n = fast_two_sum_f32(power, FN_FMAF(e * 0x1p-33f, e, u), &lo);
     float m = n * 0x1p-32f, d = m + 1.0f, q = n / d, inverse = minus_rough_inverse_f32(d);
     float too_much = FN_FMAF(lo, inverse, FN_FMAF(q, m, q - n));

@@ -42,10 +42,21 @@ FN double quick_logistic_f64(double r, double power)
 }
 
 /* 1 / (1 + e^x) */
-FN double log_sigmoid_slope_f64(double x)
+FN double log_sigmoid_slope_first_f64(double x, double *power)
 {
     double t, r = reduce_f64(min_f64(max_f64(x, -fn_logistic_high_f64), fn_exp_inf_f64), F64_BIAS - 64, &t);
-    return quick_logistic_f64(r, power_f64(t));
+    *power = power_f64(t);
+    return r;
+}
+FN double log_sigmoid_slope_then_f64(double x, double r, double power)
+{
+    (void)x;
+    return quick_logistic_f64(r, power);
+}
+FN double log_sigmoid_slope_f64(double x)
+{
+    double power, r = log_sigmoid_slope_first_f64(x, &power);
+    return quick_logistic_f64(r, power);
 }
 
 #define F64_NEAR -0x1.c34366179d427p-1 /* -log(1 + sqrt(2)), where 1 + e^x is sqrt(2) */
