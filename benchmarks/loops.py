@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import re
 import subprocess
 import time
@@ -26,8 +27,8 @@ ELEMENTS = 4096
 LANES = {"xmm": 4, "ymm": 8, "zmm": 16}
 
 
-def loop_of(library: str, symbol: str) -> list[str]:
-    """The instructions of a function's longest loop without inner loops."""
+def loops_of(library: str, symbol: str, count: int) -> list[list[str]]:
+    """The instructions of a function's longest loops without inner loops, in their order."""
     words = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={symbol}", library]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     code = [(int(m[1], 16), m[2]) for m in re.finditer(r"^\s+([0-9a-f]+):\t(.+?)(?:\s+#.*)?$", text, re.M)]
@@ -38,20 +39,22 @@ def loop_of(library: str, symbol: str) -> list[str]:
         if jump and int(jump[1], 16) < address and int(jump[1], 16) in where:
             loops.append((where[int(jump[1], 16)], i))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    first, last = max(inner, key=lambda loop: loop[1] - loop[0])
-    return [instruction for _, instruction in code[first:last]]  # without the jump, whose target has no label here
+    longest = sorted(sorted(inner, key=lambda loop: loop[0] - loop[1])[:count])
+    # without the jumps, whose targets have no label here
+    return [[instruction for _, instruction in code[first:last]] for first, last in longest]
 
 
-def predicted(instructions: list[str], cpu: str) -> float | None:
-    """Cycles an element: the analyser's reciprocal throughput over the elements that an iteration stores."""
+def predicted(instructions: list[str], cpu: str, numbers: int) -> float:
+    """Cycles an element, of which so many numbers are stored: the analyser's reciprocal throughput over the elements
+    that an iteration stores; NaN where it stores none."""
     # constants in memory and addresses inside the module become plain ones: they are all cached
     plain = [re.sub(r"0x[0-9a-f]+\(%rip\)", "64(%rsp)", instruction) for instruction in instructions]
     words = ["llvm-mca", f"-mcpu={cpu}", "-iterations=200"]
     text = subprocess.run(words, input="\n".join(plain), capture_output=True, text=True, check=True).stdout
     cycles = re.search(r"Block RThroughput:\s+([\d.]+)", text)
-    stores = [re.match(r"vmov[a-z0-9]+\s+%([xyz]mm)\d+,[^%]*\((?!%r[sb]p)", line) for line in plain]
-    elements = sum(LANES[store[1]] for store in stores if store)
-    return float(cycles[1]) / elements if cycles and elements else None
+    stores = [re.match(r"vmov[a-z0-9]+\s+%([xyz]mm)\d+,[^%]*\((?!%r[sb]p\))", line) for line in plain]
+    elements = sum(LANES[store[1]] for store in stores if store) / numbers
+    return float(cycles[1]) / elements if cycles and elements else math.nan
 
 
 def frequency() -> float:
@@ -96,8 +99,11 @@ def main() -> None:
             symbol = re.search(rf"\S+_{args.level}_{row.name}_{direction}_f32\b", symbols)
             if symbol is None:
                 continue
-            static = predicted(loop_of(library, symbol[0]), args.cpu)
-            if static is None:
+            numbers = [1]  # that a loop stores of an element: of two steps the first stores what the second is handed
+            numbers[:0] = [count for loop, count in row.steps if loop == f"{direction} float"]
+            loops = loops_of(library, symbol[0], len(numbers))
+            static = sum(predicted(loop, args.cpu, count) for loop, count in zip(loops, numbers, strict=True))
+            if math.isnan(static):
                 continue
             real = measured(row, direction, args.level) * clock
             print(f"| {row.name} {direction} | {static:.2f} | {real:.2f} | {static / real:.0%} |")

@@ -321,19 +321,19 @@ static inline void fn_store_rest(fn_gathered *gathered, void *end)
 }
 
 /* Store a turn's results, whole lines, past the caches or through them, and fetch what the operands from which they were computed
- * have further on: the processor does that by itself too, but begins anew on every page. b may be NULL; two operands together
- * are not fetched as far ahead as one. Where the nearest cache is best, one operand is fetched farther ahead, and of two only
- * the first: the processor is faster by itself, but does not follow loads under a mask, as dy is loaded by some loops. */
-enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536, FN_AHEAD_NEAREST = 16384 };
+ * have further on: the processor does that by itself too, but begins anew on every page, and does not follow loads under a mask, as
+ * dy is loaded by some loops. b may be NULL; two operands together are not fetched as far ahead as one, and farther where the
+ * nearest cache is best. */
+enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536, FN_AHEAD_NEAREST = 16384, FN_AHEAD_NEAREST_BOTH = 4096 };
 
 static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
 {
     const int nearest = fn_nearest_is_best;
-    const ptrdiff_t ahead = b ? FN_AHEAD_BOTH : nearest ? FN_AHEAD_NEAREST : FN_AHEAD;
+    const ptrdiff_t alone = nearest ? FN_AHEAD_NEAREST : FN_AHEAD, both = nearest ? FN_AHEAD_NEAREST_BOTH : FN_AHEAD_BOTH;
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
-        fn_prefetch_to((const char *)a + i + ahead, nearest);
-        if (b && !nearest)
-            fn_prefetch_to((const char *)b + i + ahead, nearest);
+        fn_prefetch_to((const char *)a + i + (b ? both : alone), nearest);
+        if (b)
+            fn_prefetch_to((const char *)b + i + both, nearest);
         if (streamed)
             fn_stream_line((char *)y + i, (const char *)turn + i);
         else
