@@ -40,7 +40,7 @@ if HAS_MESH:
 
 # Where a thread computes longer than so many estimated nanoseconds a byte of them, ordinary stores overlap with that better:
 # always where few cores share the last level, up to another size on a mesh. The estimates are of processors that execute
-# AVX-512 in halves; those that do not compute faster.
+# AVX-512 in halves; the others compute faster.
 cdef double COMPUTE_BOUND = 0.13 if fn_whole_vectors() else 0.06
 cdef Py_ssize_t STREAM_COMPUTED_BYTES = 64 << 20 if HAS_MESH else PY_SSIZE_T_MAX
 
