@@ -99,8 +99,8 @@ def main() -> None:
             symbol = re.search(rf"\S+_{args.level}_{row.name}_{direction}_f32\b", symbols)
             if symbol is None:
                 continue
-            numbers = [1]  # that a loop stores of an element: of two steps the first stores what the second is handed
-            numbers[:0] = [count for loop, count in row.steps if loop == f"{direction} float"]
+            # that a loop stores of an element: of two steps the first stores what the second is handed
+            numbers = [2, 1] if f"{direction} float" in row.two_steps else [1]
             loops = loops_of(library, symbol[0], len(numbers))
             static = sum(predicted(loop, args.cpu, count) for loop, count in zip(loops, numbers, strict=True))
             if math.isnan(static):

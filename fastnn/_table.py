@@ -34,8 +34,7 @@ class Activation:
     source: str = ""  # where the function was introduced
     bound32: tuple[float, float] = (1.5, 2.0)  # promised error in ULP, forward and backward, float32 ...
     bound64: tuple[float, float] = (2.0, 2.0)  # ... and float64
-    # The loops that take two steps (see elementary.h), and how many numbers the first step hands to the second
-    steps: tuple[tuple[str, int], ...] = ()
+    two_steps: tuple[str, ...] = ()  # the loops that take two steps (see elementary.h): "forward float" and so on
     at_defaults: bool = False  # whether activations.pxd has a faster pair name_at_defaults, name_at_defaults_backward
     public: str = ""  # the public function that reaches this kernel, where its name is another (gelu's variants) ...
     options: tuple[tuple[str, str], ...] = ()  # ... and with which arguments
@@ -53,7 +52,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "1 / (1 + exp(-x))",
         "y * (1 - y)",
         costs=(5, 2),
-        steps=(("forward float", 2),),
+        two_steps=("forward float",),
         source="the logistic function; CS231n, Training Neural Networks I",
     ),
     Activation(
@@ -149,7 +148,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x / 2 * (1 + tanh(u)), u = sqrt(2/pi) * (x + 0.044715 * x**3)",
         "(1 + tanh(u)) / 2 + x / 2 * (1 - tanh(u)**2) * du/dx",
         costs=(11, 17),
-        steps=(("forward float", 2),),
+        two_steps=("forward float",),
         public="gelu",
         options=(("approximate", "tanh"),),
         source="Hendrycks and Gimpel, Gaussian error linear units, 2016",
@@ -160,7 +159,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x / (1 + exp(-x))",
         "s * (1 + x * (1 - s)), s = sigmoid(x)",
         costs=(6, 8),
-        steps=(("forward float", 2), ("backward float", 2)),
+        two_steps=("forward float", "backward float"),
         source="Elfwing et al., Sigmoid-weighted linear units for neural network function approximation, 2017",
     ),
     Activation(
@@ -169,7 +168,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "x * tanh(log1p(exp(x)))",
         "t + x * (1 - t**2) * sigmoid(x), t = tanh(log1p(exp(x)))",
         costs=(8, 15),
-        steps=(("forward float", 2),),
+        two_steps=("forward float",),
         source="Misra, Mish: a self regularized non-monotonic activation function, 2019",
     ),
     Activation(
@@ -186,7 +185,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         "-log1p(exp(-x))",
         "1 / (1 + exp(x))",
         costs=(11, 5),
-        steps=(("backward double", 2),),
+        two_steps=("backward double",),
         source="the logarithm of the logistic function",
     ),
     Activation(
