@@ -23,8 +23,8 @@ typedef void *restrict fn_out;
 typedef void (*fn_map)(fn_in a, fn_in b, fn_out y, ptrdiff_t n, const double *params);
 
 /* The same in short turns, each of which is computed before it is stored: so y may be a or b themselves. Or, streamed, the
- * result goes past the caches, and y is aligned to 64 bytes. */
-typedef void (*fn_turns)(const void *a, const void *b, void *y, ptrdiff_t n, const double *params, int streamed);
+ * result goes past the caches, and y is aligned to 64 bytes. By line: levels whose vectors are lines store each as it is computed. */
+typedef void (*fn_turns)(const void *a, const void *b, void *y, ptrdiff_t n, const double *params, int streamed, int by_line);
 
 /* softmax and its kin over `width` rows of n elements, in one of two forms: at most FN_ROWS_TOGETHER rows, each contiguous and
  * made of whole vectors (see activation_row_loops.pxi.tp), the operand's step apart; or rows side by side, a multiple of FN_LANES

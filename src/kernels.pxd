@@ -31,7 +31,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef void* fn_out
     ctypedef void (*fn_map)(fn_in a, fn_in b, fn_out y, Py_ssize_t n, const double* params) noexcept nogil
     ctypedef void (*fn_turns)(const void* a, const void* b, void* y, Py_ssize_t n, const double* params,
-                              bint streamed) noexcept nogil
+                              bint streamed, bint by_line) noexcept nogil
 
     ctypedef struct fn_rest:
         const Py_ssize_t* labels

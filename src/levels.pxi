@@ -34,7 +34,9 @@ cdef extern from "transport.h" nogil:
     void fn_prefetch_to(const void* address, bint nearest) noexcept
     void fn_fetch(const void* place, Py_ssize_t nbytes) noexcept
     void fn_fetch_near(const void* place, Py_ssize_t nbytes) noexcept
-    void fn_end_turn(void* y, const void* turn, Py_ssize_t bytes, const void* a, const void* b, bint streamed) noexcept
+    bint fn_nearest_is_best
+    void fn_end_turn(void* y, const void* turn, Py_ssize_t bytes, const void* a, const void* b, bint streamed,
+                     bint nearest) noexcept
 
 cdef fn_level level
 level.name = LEVEL_NAME

@@ -326,9 +326,8 @@ static inline void fn_store_rest(fn_gathered *gathered, void *end)
  * nearest cache is best. */
 enum { FN_AHEAD = 4096, FN_AHEAD_BOTH = 1536, FN_AHEAD_NEAREST = 16384, FN_AHEAD_NEAREST_BOTH = 4096 };
 
-static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed)
+static inline void fn_end_turn(void *y, const void *turn, ptrdiff_t bytes, const void *a, const void *b, int streamed, int nearest)
 {
-    const int nearest = fn_nearest_is_best;
     const ptrdiff_t alone = nearest ? FN_AHEAD_NEAREST : FN_AHEAD, both = nearest ? FN_AHEAD_NEAREST_BOTH : FN_AHEAD_BOTH;
     for (ptrdiff_t i = 0; i < bytes; i += 64) {
         fn_prefetch_to((const char *)a + i + (b ? both : alone), nearest);

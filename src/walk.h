@@ -16,6 +16,11 @@ typedef struct {
  *
  * A piece is a vector where setup.py defines FN_WALK_VECTORS, because the compiler can be forbidden to take the loop over the few
  * elements of one apart before it has become that vector; elsewhere it is everything. */
+#if defined(FN_WALK_VECTORS)
+enum { FN_BY_VECTOR = 1 };
+#else
+enum { FN_BY_VECTOR = 0 };
+#endif
 enum { FN_PAGE = 4096, FN_LITTLE = 512 };
 static inline int fn_little_after(const void *x, const void *y)
 {
@@ -26,15 +31,12 @@ static inline int fn_little_after(const void *x, const void *y)
 static inline fn_walk fn_walk_through(const void *a, const void *b, const void *y, size_t n, size_t itemsize)
 {
     n &= -(size_t)FN_LANES;
-#if defined(FN_WALK_VECTORS)
-    const ptrdiff_t width = FN_VECTOR_BYTES / itemsize;
+    const ptrdiff_t width = FN_BY_VECTOR ? FN_VECTOR_BYTES / itemsize : n;
+    if (!FN_BY_VECTOR)
+        return (fn_walk){1, width, 0, 0};
     if ((fn_little_after(a, y) || fn_little_after(b, y)) && !fn_little_after(y, a) && !fn_little_after(y, b))
         return (fn_walk){n / width, width, n - width, -width};
     return (fn_walk){n / width, width, 0, width};
-#else
-    (void)a, (void)b, (void)y, (void)itemsize;
-    return (fn_walk){1, n, 0, 0};
-#endif
 }
 
 #endif

@@ -32,7 +32,7 @@ def test_out_in_every_layout(case, dtype, isa, tmp_path):
 
 @by_row
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_in_place(case, dtype, isa, tmp_path):
+def test_in_place(case, dtype, isa, mesh, tmp_path):
     values = np.resize(sample(dtype, 500), (5, 67))
     saved = case.saved(values)
     grads = values[::-1].copy()
@@ -262,7 +262,7 @@ def assert_streamed_alike(streamed, call, like):
 
 @by_row
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_streamed_results(case, dtype, streamed, threads):
+def test_streamed_results(case, dtype, streamed, threads, mesh):
     x = np.resize(sample(dtype, 500), 20011)
     saved = case.saved(x)
     assert_streamed_alike(streamed, lambda out: case.forward(fn, x, out=out), x)

@@ -11,8 +11,8 @@ from norms import close, layouts, near, same_bits
 from numpy.exceptions import AxisError
 
 import fastnn.reference as reference
-from fastnn import _core, runtime
 from fastnn import normalization as fn
+from fastnn import runtime
 
 
 def layer(f, x, gamma, beta, dy=None, **rest):
@@ -148,14 +148,6 @@ def test_large_arrays_agree_with_the_reference(what, shape, gamma_shape, rest, d
             got = what(fn, x, g, b, dy, **rest)
         for result, exact in zip(got, what(reference, x, g, b, dy, **rest), strict=True):
             assert close(result, exact, min(dtype, result.dtype.type, key=lambda d: np.dtype(d).itemsize))
-
-
-@pytest.fixture(params=[False, True], ids=["no_mesh", "mesh"])
-def mesh(request):
-    """Results are written, and sets summed, in another order on machines whose last-level cache is a mesh."""
-    former = _core.set_mesh(request.param)
-    yield request.param
-    _core.set_mesh(former)
 
 
 # Each returns the result, and writes it to `out`: forward, or with dy backward.
