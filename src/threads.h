@@ -1,8 +1,8 @@
 /* A small pool of worker threads of our own.
  *
  * Why not OpenMP: GNU OpenMP's workers spin after each region and take the cores from OpenBLAS, they hang after a fork,
- * and some compilers have none. Here a worker spins for a few microseconds, giving way to anything else that wants the
- * core, and then sleeps; a forked child starts with an empty pool and makes its own workers; workers block all signals,
+ * and some compilers have none. Here a worker waits for some tens of microseconds, giving way to anything else that wants
+ * the core, and then sleeps; a forked child starts with an empty pool and makes its own workers; workers block all signals,
  * so Ctrl-C reaches Python's main thread.
  *
  * fn_parallel(task, context, parts, threads) runs task(context, 0) .. task(context, parts - 1) on at most so many threads
@@ -46,8 +46,8 @@ static int fn_pool_setup(void) { return 0; }
 
 enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
-    FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: about 5 microseconds */
-    FN_YIELDS = 40,     /* times it gives way before a worker sleeps: some tens of microseconds */
+    FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: 2 to 5 microseconds */
+    FN_AWAKE = 50000,   /* nanoseconds for which a worker then gives way before it sleeps: to wake it takes as long */
     FN_SOON = 50000,    /* nanoseconds within which one job too short to wake a worker for promises another ... */
     FN_LATE = 10000,    /* ... and that it takes to wake one for it: a longer job is shared at once */
     FN_STACK = 1 << 20, /* bytes; a task's staging blocks live on the stack */
@@ -87,6 +87,13 @@ static inline void fn_pause(void)
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
+}
+
+static long long fn_now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
 /* Linux likes to wake a worker on the processor of the thread that wakes it, where it then waits until that is done, and may
@@ -133,11 +140,9 @@ static void fn_wait_for_job(int worker, unsigned seen)
             return;
         fn_pause();
     }
-    for (int i = 0; i < FN_YIELDS; i++) {
+    for (const long long end = fn_now() + FN_AWAKE; fn_now() < end; sched_yield())
         if (fn_job() != seen)
             return;
-        sched_yield();
-    }
     pthread_mutex_lock(&fn_pool.lock);
     atomic_fetch_add(&fn_pool.sleepers, 1);
     fn_goes_to_sleep(worker);
@@ -253,9 +258,7 @@ static int fn_pool_ready(int threads, double nanoseconds)
 {
     if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)
         return 1;
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    const long long now = time.tv_sec * 1000000000LL + time.tv_nsec, before = atomic_exchange(&fn_pool.asked, now);
+    const long long now = fn_now(), before = atomic_exchange(&fn_pool.asked, now);
     if (now - before < FN_SOON + 2 * (long long)nanoseconds && !pthread_mutex_trylock(&fn_pool.owner)) {
         fn_start_workers(threads - 1);
         pthread_mutex_unlock(&fn_pool.owner);
