@@ -258,7 +258,8 @@ def set_stream_limits(Py_ssize_t moved, Py_ssize_t computed):
 
 
 def set_mesh(bint on):
-    """Let activations and normalizations go the ways for a mesh or the others, and return what was: tests try both on any machine."""
+    """Let activations and normalizations go the ways for a mesh or the others, and return what was: tests try both on
+    any machine."""
     global HAS_MESH
     former = HAS_MESH
     HAS_MESH = on
