@@ -50,12 +50,6 @@ static ptrdiff_t fn_last_level_cache(void)
     return 32 << 20;
 }
 
-/* Whether the last level belongs to a mesh of all cores: it is larger than those that few cores share. */
-static int fn_has_mesh(void)
-{
-    return fn_last_level_cache() > 96 << 20;
-}
-
 /* Whether an AMD processor executes 512 bits at once: Zen 5, family 26, and later. Virtual machines hide what says so itself. */
 static int fn_whole_vectors(void)
 {

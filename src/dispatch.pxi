@@ -7,7 +7,6 @@ import os
 cdef extern from "cpu.h" nogil:
     bint fn_cpu_runs(const char* level)
     Py_ssize_t fn_last_level_cache()
-    bint fn_has_mesh()
     bint fn_whole_vectors()
     const char* FN_COMPILER
     const char* FN_BUILD_FLAGS

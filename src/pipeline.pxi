@@ -29,12 +29,12 @@ cdef enum:
     CACHE_LINE = 64
     ALIGN_BYTES = 1024  # results from this size on are written in whole cache lines
 
-# Results bypass the caches where what is read and what is written no longer fit the last level together. A mesh of all cores
-# writes to the last level hardly faster than to memory: there it is 16 MB. Both answer late there, so stores are best spread
-# evenly: activations store every line by itself, normalizations results that gather while they compute others, not in bursts
-# (fn_gathered), and sum the next sets while they write results (write_sets).
+# Results bypass the caches where what is read and what is written no longer fit the last level together. One larger than those
+# that few cores share belongs to a mesh of all cores, which writes to it hardly faster than to memory: there it is 16 MB. Both
+# answer late there, so stores are best spread evenly: activations store every line by itself, normalizations results that gather
+# while they compute others, not in bursts (fn_gathered), and sum the next sets while they write results (write_sets).
 cdef Py_ssize_t STREAM_BYTES = fn_last_level_cache()
-cdef bint HAS_MESH = fn_has_mesh()
+cdef bint HAS_MESH = STREAM_BYTES > 96 << 20
 if HAS_MESH:
     STREAM_BYTES = 16 << 20
 

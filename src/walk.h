@@ -31,9 +31,9 @@ static inline int fn_little_after(const void *x, const void *y)
 static inline fn_walk fn_walk_through(const void *a, const void *b, const void *y, size_t n, size_t itemsize)
 {
     n &= -(size_t)FN_LANES;
-    const ptrdiff_t width = FN_BY_VECTOR ? FN_VECTOR_BYTES / itemsize : n;
     if (!FN_BY_VECTOR)
-        return (fn_walk){1, width, 0, 0};
+        return (fn_walk){1, n, 0, 0};
+    const ptrdiff_t width = FN_VECTOR_BYTES / itemsize;
     if ((fn_little_after(a, y) || fn_little_after(b, y)) && !fn_little_after(y, a) && !fn_little_after(y, b))
         return (fn_walk){n / width, width, n - width, -width};
     return (fn_walk){n / width, width, 0, width};
