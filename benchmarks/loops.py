@@ -1,6 +1,6 @@
 """How far the vector loops are from what the processor can do: a static analyser's cycles beside the measured ones.
 
-    python benchmarks/loops.py [--cpu znver3] [--level v3]
+    python benchmarks/loops.py [--cpu icelake-server] [--level v3 v4]
 
 Takes each loop out of the compiled module with objdump, gives it to llvm-mca, and times the same function on arrays
 that fit in the first-level cache. Needs nm, objdump, llvm-mca and numba, on x86-64.
@@ -14,6 +14,7 @@ import math
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def loops_of(library: str, symbol: str, count: int) -> list[list[str]]:
     where = {address: i for i, (address, _) in enumerate(code)}
     loops = []
     for i, (address, instruction) in enumerate(code):
-        jump = re.match(r"j(?!mp)\w+\s+([0-9a-f]+)", instruction)
+        jump = re.match(r"j\w+\s+([0-9a-f]+)", instruction)
         if jump and int(jump[1], 16) < address and int(jump[1], 16) in where:
             loops.append((where[int(jump[1], 16)], i))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
@@ -45,20 +46,22 @@ def loops_of(library: str, symbol: str, count: int) -> list[list[str]]:
 
 
 def predicted(instructions: list[str], cpu: str, numbers: int) -> float:
-    """Cycles an element, of which so many numbers are stored: the analyser's reciprocal throughput over the elements
-    that an iteration stores; NaN where it stores none."""
+    """Cycles an element, of which so many numbers are stored: those for which the analyser's busiest unit is taken,
+    over the elements that an iteration stores; NaN where it stores none."""
     # constants in memory and addresses inside the module become plain ones: they are all cached
     plain = [re.sub(r"0x[0-9a-f]+\(%rip\)", "64(%rsp)", instruction) for instruction in instructions]
     words = ["llvm-mca", f"-mcpu={cpu}", "-iterations=200"]
     text = subprocess.run(words, input="\n".join(plain), capture_output=True, text=True, check=True).stdout
-    cycles = re.search(r"Block RThroughput:\s+([\d.]+)", text)
+    pressure = re.search(r"^Resource pressure per iteration:\n.*\n(.*)$", text, re.M)
+    cycles = max(float(taken) for taken in re.findall(r"[\d.]+", pressure[1])) if pressure else math.nan
     stores = [re.match(r"vmov[a-z0-9]+\s+%([xyz]mm)\d+,[^%]*\((?!%r[sb]p\))", line) for line in plain]
     elements = sum(LANES[store[1]] for store in stores if store) / numbers
-    return float(cycles[1]) / elements if cycles and elements else math.nan
+    return cycles / elements if elements else math.nan
 
 
-def frequency() -> float:
-    """Cycles a second now: a chain of multiply and exclusive or, 3 + 1 cycles on every recent x86-64 core."""
+def clock() -> Callable[[], float]:
+    """A function that takes 25 microseconds and returns the cycles a second of these: a chain of multiply and exclusive
+    or, 3 + 1 cycles on every recent x86-64 core."""
     import numba
 
     @numba.njit
@@ -67,46 +70,53 @@ def frequency() -> float:
             x = (x * np.uint64(6364136223846793005)) ^ np.uint64(1442695040888963407)
         return x
 
-    chain(np.uint64(1), 1)
-    best = float("inf")
-    for _ in range(5):
+    def cycles_a_second() -> float:
         start = time.perf_counter()
-        chain(np.uint64(1), 10_000_000)
-        best = min(best, time.perf_counter() - start)
-    return 4 * 10_000_000 / best
+        chain(np.uint64(1), 20_000)
+        return 4 * 20_000 / (time.perf_counter() - start)
+
+    chain(np.uint64(1), 1)
+    return cycles_a_second
 
 
-def measured(row: Any, direction: str, level: str) -> float:
-    """Seconds an element, in the first-level cache."""
+def measured(row: Any, direction: str, level: str, cycles_a_second: Callable[[], float]) -> float:
+    """Cycles an element, in the first-level cache: the least time by the highest clock right after it, because
+    processors lower it while they compute with wide vectors."""
     case = Case(BY_NAME[row.name], direction, (ELEMENTS,), "float32")
     sample = sampler(fastnn_call(fastnn, case, DataCache().arrays(case)))
     with fastnn.runtime.use_isa(level), fastnn.runtime.threads(1):
-        return min(sample(50) for _ in range(60)) / 50 / ELEMENTS
+        pairs = [(sample(100), cycles_a_second()) for _ in range(200)]
+    return min(seconds for seconds, _ in pairs) / 100 / ELEMENTS * max(speed for _, speed in pairs)
+
+
+def line(row: Any, direction: str, level: str, cpu: str, cycles_a_second: Callable[[], float]) -> list[str]:
+    """The table's cells of one function at one level."""
+    library = importlib.import_module(f"fastnn._level_{level}").__file__
+    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    symbol = re.search(rf"\S+_{level}_{row.name}_{direction}_f32\b", symbols)
+    if symbol is None:
+        return ["", "", ""]
+    # that a loop stores of an element: of two steps the first stores what the second is handed
+    numbers = [2, 1] if f"{direction} float" in row.two_steps else [1]
+    loops = loops_of(library, symbol[0], len(numbers))
+    static = sum(predicted(loop, cpu, count) for loop, count in zip(loops, numbers, strict=True))
+    real = measured(row, direction, level, cycles_a_second)
+    return [f"{static:.2f}", f"{real:.2f}", f"{static / real:.0%}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cpu", default="znver3", help="processor model of llvm-mca")
-    parser.add_argument("--level", default="v3", help="instruction-set level whose loops are analysed")
+    parser.add_argument("--cpu", default="icelake-server", help="processor model of llvm-mca")
+    parser.add_argument("--level", nargs="+", default=["v3", "v4"], help="levels whose loops are analysed")
     args = parser.parse_args()
-    library = importlib.import_module(f"fastnn._level_{args.level}").__file__
-    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
-    clock = frequency()
-    print(f"level {args.level}, {clock / 1e9:.2f} GHz, llvm-mca model {args.cpu}\n")
-    print("| float32 | analyser, cycles an element | measured | analyser / measured |\n|---|---|---|---|")
+    cycles_a_second = clock()
+    print(f"llvm-mca model {args.cpu}; cycles an element\n")
+    titles = [f"{level}: {title}" for level in args.level for title in ("analyser", "measured", "analyser / measured")]
+    print("| float32 |", " | ".join(titles), "|\n|" + "---|" * (1 + len(titles)))
     for row in ACTIVATIONS:
         for direction in ("forward", "backward"):
-            symbol = re.search(rf"\S+_{args.level}_{row.name}_{direction}_f32\b", symbols)
-            if symbol is None:
-                continue
-            # that a loop stores of an element: of two steps the first stores what the second is handed
-            numbers = [2, 1] if f"{direction} float" in row.two_steps else [1]
-            loops = loops_of(library, symbol[0], len(numbers))
-            static = sum(predicted(loop, args.cpu, count) for loop, count in zip(loops, numbers, strict=True))
-            if math.isnan(static):
-                continue
-            real = measured(row, direction, args.level) * clock
-            print(f"| {row.name} {direction} | {static:.2f} | {real:.2f} | {static / real:.0%} |")
+            cells = [cell for level in args.level for cell in line(row, direction, level, args.cpu, cycles_a_second)]
+            print(f"| {row.name} {direction} |", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":

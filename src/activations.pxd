@@ -11,7 +11,7 @@ from elementary cimport (
     log1p_wide, within_wide,
     below_zero_f32, exp_times_f32, gelu_f32, gelu_slope_f32, logistic_f32, softplus_f32,
     FN_HAS_FMA, real, above_low_three, absolute, below_high_three, below_softsign_end, expm1_domain,
-    expm1_parts, fma, lower_of, one_plus, remainder, select, upper_of, with_sign, within_zero_six,
+    expm1_parts, fma, lower_of, near_inverse, one_plus, remainder, select, upper_of, with_sign, within_zero_six,
     tanh as elementary_tanh,
 )
 
@@ -237,12 +237,12 @@ cdef inline real mish_backward(real dy, real x) noexcept nogil:
 
 # x / (1 + |x|), the remainder of the first quotient in it
 cdef inline real softsign(real x) noexcept nogil:
-    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = <real> 1 / d, q = a * inverse
+    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = near_inverse(d), q = a * inverse
     return with_sign(fma(fma(-q, d_lo, remainder(q, d, a)), inverse, q), x)
 
 # 1 / (1 + |x|)^2
 cdef inline real softsign_backward(real dy, real x) noexcept nogil:
-    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = <real> 1 / d, rest
+    cdef real a = below_softsign_end(absolute(x)), d_lo, d = one_plus(a, &d_lo), inverse = near_inverse(d), rest
     rest = fma(-inverse, d_lo, remainder(inverse, d, <real> 1))
     return dy * fma(inverse * inverse, rest + rest, inverse * inverse)
 

@@ -181,7 +181,7 @@ FN float expm1_parts_f32(float x, float *lo)
     return hi;
 }
 
-/* -1 / x within 5 % for normal positive x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder
+/* -1 / x within 6 % for normal positive x up to 2^125, from the exponent and the leading bits. Good enough to turn a remainder
    into a correction. */
 FN float minus_rough_inverse_f32(float x) { return from_bits_f32(UINT32_C(0xfef127ea) - bits_f32(x)); }
 

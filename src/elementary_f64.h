@@ -319,3 +319,18 @@ FN double one_plus_f64(double a, double *lo)
 {
     return fast_two_sum_f64(max_f64(a, fn_clamp_high_f64), min_f64(a, fn_clamp_high_f64), lo);
 }
+
+/* 1 / x within 2^-34, for normal positive x up to 2^1000: a start within 5.1 %, from the exponent and the leading bits, and the first
+   eight terms of the geometric series of its error. With AVX-512 Intel's processors take 17 cycles to divide 8 doubles, and 4 for
+   this. */
+FN double near_inverse_f64(double x)
+{
+#if FN_HAS_FMA
+    double start = from_bits_f64(UINT64_C(0x7fde624000000000) - bits_f64(x)), e = FN_FMA(-x, start, 1.0), e2 = e * e;
+    double y = FN_FMA(start, e, start);
+    y = FN_FMA(y, e2, y);
+    return FN_FMA(y, e2 * e2, y);
+#else
+    return 1.0 / x;
+#endif
+}
