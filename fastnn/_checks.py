@@ -57,9 +57,12 @@ def _as_array(x: Any, name: str, accepted: str) -> Array:
 
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """`dtype` as one of the native float dtypes; anything else is a TypeError."""
-    wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
+    except TypeError:
+        wanted = None
     if wanted is None or wanted.type not in _FLOATS:
-        raise TypeError(f"dtype is {wanted}; it must be float16, float32 or float64")
+        raise TypeError(f"dtype is {dtype if wanted is None else wanted}; it must be float16, float32 or float64")
     return wanted.newbyteorder("=")
 
 

@@ -1,8 +1,13 @@
-"""The terminal of the commands, where rich is installed."""
+"""The terminal of the commands, with rich where it is installed."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether an output stream, None where it was closed before Python began, is a terminal."""
+    return stream is not None and stream.isatty()
 
 
 def console(**options: Any) -> Any:

@@ -127,7 +127,9 @@ def batch_norm_backward(
 
     Error: dx, dgamma and dbeta are within 1e-5 (float64: 1e-15 * (10 + |mean| / std)) of the exact gradients, relative
     to their largest element (where the sums of all channels nearly cancel: to the root of the sum of a channel's
-    squared terms). Where the terms of dx cancel, because dy is nearly linear in x, they are computed in float64.
+    squared terms). Where the terms of dx cancel, because dy is nearly linear in x, they are computed in float64. The
+    derivative of a fused sigmoid or tanh is one of its output, rounded to x's dtype: where that is all but 1 it is less
+    exact, at 1 it is 0.
     """
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     if result is None:

@@ -272,7 +272,7 @@ cdef inline real softplus_backward(real dy, real x, real beta) noexcept nogil:
     if real is double:
         return dy * softplus_slope_f64(x, beta)
     else:
-        return <float> (dy / (1 + exp_wide(exp_argument_wide(<double> x * -<double> beta))))
+        return dy * <float> (1 / (1 + exp_wide(exp_argument_wide(<double> x * -<double> beta))))
 
 cdef inline real softplus_at_defaults(real x) noexcept nogil:
     if real is double:

@@ -46,6 +46,15 @@ cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* shar
             fn_parallel(task, job, parts)
 
 
+cdef list checked_inputs(object x, object dy):
+    """What parameters go with: mistakes in it are told before mistakes in them."""
+    if dy is None:
+        return [_checks.as_input(x)]
+    arrays = [_checks.as_input(dy, "dy"), _checks.as_input(x, "saved")]
+    _checks.check_same_shape(*arrays)
+    return arrays
+
+
 cdef inline double real_param(object value, str name, str must_be, object x, object dy) except? -1.0:
     """A scalar parameter as a double, checked and, where it is no plain float, rounded to the dtype computed in. x is what
     was saved in the backward direction; dy is None forward."""
@@ -54,8 +63,7 @@ cdef inline double real_param(object value, str name, str must_be, object x, obj
         number = value
         if 1e-37 < number < 1e38 or (must_be == "finite" and -1e38 < number < 1e38):
             return number
-    arrays = [_checks.as_input(x)] if dy is None else [_checks.as_input(dy, "dy"), _checks.as_input(x, "saved")]
-    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(*arrays)))
+    return _checks.real_param(value, name, must_be, _checks.compute_dtype(_checks.result_dtype(*checked_inputs(x, dy))))
 
 
 cdef inline int plain_axis(object axis, int ndim) noexcept:

@@ -410,6 +410,8 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y
     cdef Py_ssize_t n
+    if mean is None or var is None:  # read_vector would take it for a gamma or beta that is missing
+        return None
     if not (set_array(&job, x, axis, True) and set_activation(&job, activation) and set_eps(&job.eps, eps)
             and usable_result(<ndarray> x, out, &job.staged)):
         return None

@@ -110,6 +110,26 @@ def test_running_buffers_start_at_zeros_and_are_replaced_not_overwritten():
         cs231n.dropout_forward(x, {"mode": "eval", "p": 0.5})
 
 
+def test_mistakes_are_told():
+    x, vector = np.ones((2, 4, 3, 3)), np.ones(4)
+    for running in (np.zeros((1, 4, 1, 1)), np.zeros(1), np.zeros(3)):
+        for mode in ("train", "test"):
+            bn_param = {"mode": mode, "running_mean": running}
+            with pytest.raises(ValueError, match=r"running_mean has shape.*\(4,\)"):
+                cs231n.spatial_batchnorm_forward(x, vector, vector, bn_param)
+            assert bn_param == {"mode": mode, "running_mean": running}
+    with pytest.raises(ValueError, match="1 dimensions"):
+        cs231n.batchnorm_forward(vector, vector, vector, {"mode": "train"})
+    with pytest.raises(ValueError, match="momentum is 5"):
+        cs231n.batchnorm_forward(x, vector, vector, {"mode": "train", "momentum": 5})
+    for loss in (cs231n.svm_loss, cs231n.softmax_loss):
+        for labels in ([-1, 0], [0, 3]):
+            with pytest.raises(ValueError, match=r"labels.*0\.\.2"):
+                loss(np.ones((2, 3)), labels)
+        with pytest.raises(TypeError, match="float64"):
+            loss(np.ones((2, 3)), np.zeros(2))
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
 def test_integers_count_as_float64(dtype):
     x = np.array([[250, 1], [0, 0], [255, 3]]).astype(dtype)

@@ -139,6 +139,31 @@ def test_parameters_that_are_accepted(module):
 
 
 @MODULES
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_statistics_are_not_optional(module, dtype):
+    for statistics, name in (((None, np.ones(3)), "mean"), ((np.zeros(3), None), "var")):
+        with pytest.raises(TypeError, match=f"{name}.*object"):
+            module.batch_norm_inference(X.astype(dtype), *statistics)
+
+
+@MODULES
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda m: m.elu_backward(X, X[0], "s"), ValueError, "shape"),
+        (lambda m: m.hardtanh(X * 1j, 2.0, 1.0), TypeError, "complex"),
+        (lambda m: m.hardtanh(X * 1j, 2, 1), TypeError, "complex"),
+        (lambda m: m.hardtanh_backward(X, X[0], 2.0, 1.0), ValueError, "shape"),
+        (lambda m: m.hardtanh(X, 2, 1), ValueError, "min_val is 2 and max_val 1;"),
+        (lambda m: m.hardtanh(X, 1e39, 1), ValueError, "min_val is 1e.39 in float32"),
+    ],
+)
+def test_mistakes_in_arrays_are_told_before_mistakes_in_parameters(module, call, error, words):
+    with pytest.raises(error, match=words):
+        call(module)
+
+
+@MODULES
 @pytest.mark.parametrize(
     ("call", "words"),
     [

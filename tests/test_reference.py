@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from cases import sample, zero_of
 
+import fastnn as fn
 import fastnn.reference as ref
 from fastnn._table import ACTIVATIONS
 from fastnn.bench import oracle
@@ -30,6 +31,18 @@ def test_activations_against_mpmath(row, direction):
         error = np.where(np.abs(saved - zero) < 0.5, np.abs(got - exact) / 2.0**-53, error)
     worst = int(np.argmax(error))
     assert error[worst] <= ACTIVATION_ULP, (saved[worst], got[worst], exact[worst], error[worst])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_arrays_of_as_many_dimensions_as_numpy_has(left):
+    most = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
+    x = np.linspace(-3, 3, 8, dtype=np.float32).reshape((2,) * 3 + (1,) * (most - left - 3))
+    for name in ("gelu", "gelu_backward", "softmax", "log_softmax", "softmax_backward"):
+        arrays = (x, x) if name.endswith("backward") else (x,)
+        np.testing.assert_allclose(getattr(ref, name)(*arrays), getattr(fn, name)(*arrays), rtol=1e-5, atol=1e-7)
+    (y, which), (exact, first) = fn.maxout(x), ref.maxout(x)
+    assert np.array_equal(y, exact) and np.array_equal(which, first) and exact.shape == first.shape == y.shape
+    assert np.array_equal(ref.maxout_backward(y, which), fn.maxout_backward(y, which))
 
 
 def test_exponential_units_at_the_ends_of_the_range():

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastnn as fn
-from fastnn._checks import as_input, real_param
+from fastnn._checks import as_input, as_labels, channel_vector, check_logits, check_ndim, real_param
 from fastnn.normalization import batch_norm_and_variance
 
 __all__ = [
@@ -84,11 +84,12 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
     bn_param: mode "train" or "test", eps (1e-5), momentum (0.9; the share of the old running value that stays),
     running_mean and running_var (zeros). The cache is None in test mode.
     """
-    mode, momentum = bn_param["mode"], bn_param.get("momentum", 0.9)
+    mode, momentum = bn_param["mode"], real_param(bn_param.get("momentum", 0.9), "momentum", "share")
     eps = real_param(bn_param.get("eps", 1e-5), "eps", "nonnegative")
     if mode not in ("train", "test"):
         raise ValueError(f"bn_param['mode'] is {mode!r}; it must be 'train' or 'test'")
     x = as_input(x)
+    check_ndim(x, 2)
     running_mean, running_var = (_running(bn_param, key, x) for key in ("running_mean", "running_var"))
     affine, cache = (gamma.reshape(-1), beta.reshape(-1)), None
     if mode == "test":
@@ -105,7 +106,7 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
 
 def _running(bn_param: Params, key: str, x: Array) -> Array:
     value = bn_param.get(key)
-    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else as_input(value, key)
+    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else channel_vector(value, x.shape[1], key)
 
 
 def _decayed(running: Array, batch: Array, momentum: float, x: Array) -> Array:
@@ -181,6 +182,8 @@ def softmax_loss(x: Array, y: Array) -> tuple[float, Array]:
 def svm_loss(x: Array, y: Array) -> tuple[float, Array]:
     """Mean multiclass hinge loss with margin 1 of the scores x (N, C) and the labels y (N,), and its gradient."""
     x = as_input(x)
+    check_logits(x)
+    y = as_labels(y, *x.shape)
     count = max(x.shape[0], 1)  # of no samples the loss is 0
     rows = np.arange(x.shape[0])
     margins = fn.relu(x - x[rows, y][:, None] + 1)

@@ -66,21 +66,21 @@ class _Plain(Progress):
     def advance(self, amount: float, doing: str = "") -> None:
         self._done += amount
         percent = min(100, int(100 * self._done / self._total))
-        tty = sys.stderr.isatty()
-        if percent != self._shown and (tty or percent % 10 == 0):
+        tty = _terminal.on_terminal(sys.stderr)
+        if sys.stderr and percent != self._shown and (tty or percent % 10 == 0):
             self._shown = percent
             text = f"{self._description} {percent:3d} %  {self._left():>10}  {doing}"
             print(f"\r{text:<100.100}" if tty else text, end="" if tty else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if sys.stderr.isatty():
+        if _terminal.on_terminal(sys.stderr):
             print(file=sys.stderr)
 
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Progress]:
     """A progress bar on stderr for ``total`` units of work."""
-    if not (HAVE_RICH and sys.stderr.isatty()):
+    if not (HAVE_RICH and _terminal.on_terminal(sys.stderr)):
         plain = _Plain(description, total)
         try:
             yield plain

@@ -123,5 +123,5 @@ def normal_tail(z: Any) -> tuple[Array, Array, Array]:
     head = z.astype(np.float32).astype(np.float64)
     half = np.exp(-head * head / 4)
     density = np.exp(-(z - head) * (z + head) / 2)
-    mills = np.polynomial.chebyshev.chebval((z - 5.0) / (z + 5.0), _NORMAL_TAIL) / (z + 0.75)
+    mills = np.polynomial.chebyshev.chebval((z - 5.0) / (z + 5.0), _NORMAL_TAIL, tensor=False) / (z + 0.75)
     return half, density, mills

@@ -20,6 +20,7 @@ cancel, which is why some look different from the textbook's, given in each docs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,10 @@ def _backward(formula: Callable[..., Any], dy: Any, saved: Any, out: Any, **para
 
 def _numbers(dtype: np.dtype[Any], params: dict[str, tuple[Any, str]]) -> dict[str, float]:
     compute = _checks.compute_dtype(dtype)
-    return {name: _checks.real_param(value, name, must_be, compute) for name, (value, must_be) in params.items()}
+    numbers = {name: _checks.real_param(value, name, must_be, compute) for name, (value, must_be) in params.items()}
+    if "min_val" in params:  # what was given, not what it is rounded to
+        _checks.check_bounds(params["min_val"][0], params["max_val"][0])
+    return numbers
 
 
 def _deliver(value: Any, dtype: np.dtype[Any], out: Any) -> Array:
@@ -235,23 +239,14 @@ def hardtanh(x: ArrayLike, min_val: float = -1.0, max_val: float = 1.0, *, out: 
 
     ONNX's HardSigmoid with its own constants is hardtanh(alpha * x + beta, 0, 1).
     """
-    low, high = _bounds(min_val, max_val)
-    return _forward(_clip, x, out, min_val=(low, "finite"), max_val=(high, "finite"))
+    return _forward(_clip, x, out, min_val=(min_val, "finite"), max_val=(max_val, "finite"))
 
 
 def hardtanh_backward(
     dy: ArrayLike, saved: ArrayLike, min_val: float = -1.0, max_val: float = 1.0, *, out: Array | None = None
 ) -> Array:
     """dy where min_val < x < max_val, else 0; saved = x."""
-    low, high = _bounds(min_val, max_val)
-    return _backward(_clip_backward, dy, saved, out, min_val=(low, "finite"), max_val=(high, "finite"))
-
-
-def _bounds(min_val: Any, max_val: Any) -> tuple[float, float]:
-    low = _checks.real_param(min_val, "min_val")
-    high = _checks.real_param(max_val, "max_val")
-    _checks.check_bounds(low, high)
-    return low, high
+    return _backward(_clip_backward, dy, saved, out, min_val=(min_val, "finite"), max_val=(max_val, "finite"))
 
 
 def _clip(x: Array, min_val: float, max_val: float) -> Array:
@@ -629,7 +624,7 @@ def log_softmax_backward(dy: ArrayLike, saved: ArrayLike, axis: int = -1, *, out
 
 
 def _rows(formula: Callable[..., Any], axis: int, out: Any, **arrays: Any) -> Array:
-    """Apply the formula to rows: the arrays with `axis` moved to the end. Empty arrays never reach it."""
+    """Apply the formula to matrices whose rows lie along `axis`. Empty arrays never reach it."""
     inputs = [_checks.as_input(array, name) for name, array in arrays.items()]
     if len(inputs) == 2:
         _checks.check_same_shape(inputs[0], inputs[1])
@@ -640,12 +635,13 @@ def _rows(formula: Callable[..., Any], axis: int, out: Any, **arrays: Any) -> Ar
     if inputs[0].size == 0:
         return np.empty(shape, dtype) if out is None else out
     with np.errstate(all="ignore"):
-        rows = [np.moveaxis(np.atleast_1d(array.astype(np.float64)), axis, -1) for array in inputs]
-        return _deliver(np.moveaxis(formula(*rows), -1, axis).reshape(shape), dtype, out)
+        moved = [np.moveaxis(np.atleast_1d(array.astype(np.float64)), axis, -1) for array in inputs]
+        rows = formula(*[array.reshape(-1, array.shape[-1]) for array in moved]).reshape(moved[0].shape)
+        return _deliver(np.moveaxis(rows, -1, axis).reshape(shape), dtype, out)
 
 
 def _exponentials(x: Array) -> tuple[Array, Array, Array, Array]:
-    """(exp(x - max), sum of all of them but the largest, x - max as high and low) along the last axis.
+    """(exp(x - max), sum of all of them but the largest, x - max as high and low) of the rows of a matrix.
 
     The largest is 1. Leaving it out of the sum keeps log1p of the rest exact where one entry dominates.
     """
@@ -675,9 +671,9 @@ def maxout(x: ArrayLike, pieces: int = 2, axis: int = 1, *, out: Array | None = 
     shape = (*x.shape[:axis], units, *x.shape[axis + 1 :])
     dtype = _checks.result_dtype(x)
     _checks.check_out(out, shape, dtype)
-    split = x.reshape((*x.shape[:axis], units, pieces, *x.shape[axis + 1 :]))
-    which = np.argmax(split, axis=axis + 1, keepdims=True)
-    y = np.take_along_axis(split, which, axis=axis + 1)
+    split = x.reshape((math.prod(x.shape[:axis]) * units, pieces, math.prod(x.shape[axis + 1 :])))
+    which = np.argmax(split, axis=1, keepdims=True)
+    y = np.take_along_axis(split, which, axis=1)
     return _deliver(y.reshape(shape), dtype, out), which.reshape(shape)
 
 
@@ -694,8 +690,9 @@ def maxout_backward(dy: ArrayLike, which: ArrayLike, pieces: int = 2, axis: int 
     dtype = _checks.result_dtype(dy)
     shape = (*dy.shape[:axis], dy.shape[axis] * pieces, *dy.shape[axis + 1 :])
     _checks.check_out(out, shape, dtype)
-    dx = np.zeros((*dy.shape[: axis + 1], pieces, *dy.shape[axis + 1 :]), dtype)
-    np.put_along_axis(dx, np.expand_dims(which, axis + 1), np.expand_dims(dy, axis + 1), axis=axis + 1)
+    split = (math.prod(dy.shape[: axis + 1]), 1, math.prod(dy.shape[axis + 1 :]))
+    dx = np.zeros((split[0], pieces, split[2]), dtype)
+    np.put_along_axis(dx, which.reshape(split), dy.reshape(split), axis=1)
     return _deliver(dx.reshape(shape), dtype, out)
 
 
