@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("autograd", reason="autograd is not installed: pip install 'fastnn-kernels[autograd]'")
 
 import autograd.numpy as anp
-from autograd import elementwise_grad, grad
+from autograd import elementwise_grad, grad, make_jvp
 from autograd.test_util import check_grads
 
 import fastnn as fn
@@ -145,6 +145,15 @@ def test_the_backward_of_inference_is_silent(dtype, activation):
         )
         for argnum in (0, 1):
             assert grad(f, argnum)(x, gamma).dtype == dtype
+
+
+def test_the_statistics_of_inference_are_constants():
+    x = np.arange(8.0).reshape(2, 4)
+    gradient = grad(lambda v: anp.sum(F.batch_norm_inference(x * v[0], v - v, v) ** 2))(np.ones(4))
+    fixed = grad(lambda v: anp.sum(F.batch_norm_inference(x * v[0], np.zeros(4), np.ones(4)) ** 2))(np.ones(4))
+    assert np.array_equal(gradient, fixed)
+    _, tangent = make_jvp(lambda m: F.batch_norm_inference(x * m[0], m, np.ones(4)))(np.ones(4))(np.ones(4))
+    np.testing.assert_allclose(tangent, x, rtol=1e-4)
 
 
 def test_every_function_can_be_pickled():

@@ -141,6 +141,19 @@ def test_the_backward_of_inference_is_silent():
     assert np.isnan(dx).any(0).tolist() == [False, True]
 
 
+def test_the_statistics_of_inference_are_constants_to_second_order():
+    x, mean, var = jnp.arange(1, 7.0).reshape(2, 3), jnp.zeros(3), jnp.ones(3)
+    for by in (0, 1):
+
+        def total(x, by=by):
+            def loss(*stats):
+                return (F.batch_norm_inference(x, *stats) ** 2).sum()
+
+            return jax.grad(loss, by)(mean, var).sum()
+
+        assert total(x) == 0 and not jax.grad(total)(x).any()
+
+
 def test_every_function_can_be_pickled():
     for name in F.__all__:
         assert pickle.loads(pickle.dumps(getattr(F, name))) is getattr(F, name)

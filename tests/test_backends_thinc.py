@@ -214,6 +214,12 @@ def test_clipped_linear_options(options):
     )
 
 
+@pytest.mark.parametrize("name", ["hard_sigmoid", "hard_tanh", "hard_swish", "relu_k", "mish", "gelu"])
+def test_arrays_without_dimensions(name):
+    x = np.array(0.7, np.float32)
+    assert np.allclose(getattr(FastnnOps(), name)(x), getattr(NumpyOps(), name)(x), rtol=1e-6)
+
+
 def test_mish_with_a_low_threshold_is_thincs():
     dY, X = arrays("float32", 2)
     assert np.array_equal(FAST.mish(X, threshold=2.0), HOST.mish(X, threshold=2.0))

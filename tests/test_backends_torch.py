@@ -323,3 +323,11 @@ def test_a_compiled_graph_contains_the_operators():
     assert torch.equal(f(x), expected)
     assert any("fastnn.gelu" in call for call in calls)
     assert any("fastnn.batch_norm" in call for call in calls)
+
+
+def test_batch_norm_without_a_count_of_batches():
+    ours, theirs = F.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+    ours.num_batches_tracked = theirs.num_batches_tracked = None
+    x = torch.randn(5, 4)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    assert torch.allclose(ours.running_mean, theirs.running_mean)

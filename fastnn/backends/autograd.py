@@ -26,7 +26,7 @@ try:
     from autograd import make_jvp, make_vjp
     from autograd.builtins import tuple as traced_tuple
     from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive, vspace
-    from autograd.tracer import isbox
+    from autograd.tracer import getval, isbox
 except ImportError as error:
     raise _host.absent("autograd") from error
 
@@ -171,5 +171,6 @@ _functions.publish(
     *map(_elementwise, _functions.ELEMENTWISE.values()),
     _softmax(_functions.SOFTMAX["softmax"], _softmax_formula),
     _softmax(_functions.SOFTMAX["log_softmax"], _log_softmax_formula),
-    *_functions.normalizations(_normalize),
+    # mean and variance of batch_norm_inference count as constants
+    *_functions.normalizations(lambda norm, *arrays: _normalize(norm, *arrays[:3], *map(getval, arrays[3:]))),
 )

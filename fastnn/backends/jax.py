@@ -281,7 +281,7 @@ _cross_entropy = _with_formula(
 _normalization = _with_formula(
     _normalize_forward,
     _normalize_backward,
-    lambda norm, *arrays: norm.formula(*arrays, activations=globals()),
+    lambda norm, *arrays: norm.formula(*arrays[:3], *map(jax.lax.stop_gradient, arrays[3:]), activations=globals()),
     _normalize_kinds,
 )
 

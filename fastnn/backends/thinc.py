@@ -143,11 +143,11 @@ class FastnnOps(NumpyOps):
     def clipped_linear(self, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):
         if not (_ready(X) and _interval(min_val, max_val, X.dtype)):
             return super().clipped_linear(X, slope, offset, min_val, max_val, inplace)
-        out = X if inplace else None
+        out = X if inplace else np.empty_like(X)
         if slope != 1.0:
-            X = out = np.multiply(X, slope, out=out)
+            X = np.multiply(X, slope, out=out)
         if offset != 0.0:
-            X = out = np.add(X, offset, out=out)
+            X = np.add(X, offset, out=out)
         return fn.hardtanh(X, min_val, max_val, out=out)
 
     def backprop_clipped_linear(self, dY, X, slope=1.0, offset=0.0, min_val=0.0, max_val=1.0, inplace=False):

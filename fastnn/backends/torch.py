@@ -413,7 +413,8 @@ class _BatchNorm:
     @torch.no_grad()
     def _track(self: Any, mean: Any, var: Any, count: int) -> None:
         """Feed the running statistics: momentum is the share of the new value, None the mean of all batches so far."""
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
         self.running_var.copy_((1 - share) * self.running_var + share * count / (count - 1) * var)
