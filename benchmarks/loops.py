@@ -9,6 +9,7 @@ that fit in the first-level cache. Needs nm, objdump, llvm-mca and numba, on x86
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import math
 import re
@@ -59,27 +60,30 @@ def predicted(instructions: list[str], cpu: str, numbers: int) -> float:
     return cycles / elements if elements else math.nan
 
 
-def clock() -> Callable[[], float]:
-    """A function that takes 25 microseconds and returns the cycles a second of these: a chain of multiply and exclusive
-    or, 3 + 1 cycles on every recent x86-64 core."""
+@functools.cache
+def chain() -> Callable[[Any, Any], Any]:
+    """A chain of multiply and exclusive or, 3 + 1 cycles a link on every recent x86-64 core, compiled."""
     import numba
 
     @numba.njit
-    def chain(x: Any, count: Any) -> Any:
+    def links(x: Any, count: Any) -> Any:
         for _ in range(count):
             x = (x * np.uint64(6364136223846793005)) ^ np.uint64(1442695040888963407)
         return x
 
-    def cycles_a_second() -> float:
-        start = time.perf_counter()
-        chain(np.uint64(1), 20_000)
-        return 4 * 20_000 / (time.perf_counter() - start)
-
-    chain(np.uint64(1), 1)
-    return cycles_a_second
+    links(np.uint64(1), 1)
+    return links
 
 
-def measured(row: Any, direction: str, level: str, cycles_a_second: Callable[[], float]) -> float:
+def cycles_a_second() -> float:
+    """Those of the next 25 microseconds."""
+    links = chain()
+    start = time.perf_counter()
+    links(np.uint64(1), 20_000)
+    return 4 * 20_000 / (time.perf_counter() - start)
+
+
+def measured(row: Any, direction: str, level: str) -> float:
     """Cycles an element, in the first-level cache: the least time by the highest clock right after it, because
     processors lower it while they compute with wide vectors."""
     case = Case(BY_NAME[row.name], direction, (ELEMENTS,), "float32")
@@ -89,10 +93,16 @@ def measured(row: Any, direction: str, level: str, cycles_a_second: Callable[[],
     return min(seconds for seconds, _ in pairs) / 100 / ELEMENTS * max(speed for _, speed in pairs)
 
 
-def line(row: Any, direction: str, level: str, cpu: str, cycles_a_second: Callable[[], float]) -> list[str]:
-    """The table's cells of one function at one level."""
-    library = importlib.import_module(f"fastnn._level_{level}").__file__
-    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+@functools.cache
+def library_of(level: str) -> tuple[str, str]:
+    """The file of a level's loops, and its symbols."""
+    library = str(importlib.import_module(f"fastnn._level_{level}").__file__)
+    return library, subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+
+
+def cells(row: Any, direction: str, level: str, cpu: str) -> list[str]:
+    """The table's cells of one function at one level, empty where it has no loop of its own."""
+    library, symbols = library_of(level)
     symbol = re.search(rf"\S+_{level}_{row.name}_{direction}_f32\b", symbols)
     if symbol is None:
         return ["", "", ""]
@@ -100,7 +110,9 @@ def line(row: Any, direction: str, level: str, cpu: str, cycles_a_second: Callab
     numbers = [2, 1] if f"{direction} float" in row.two_steps else [1]
     loops = loops_of(library, symbol[0], len(numbers))
     static = sum(predicted(loop, cpu, count) for loop, count in zip(loops, numbers, strict=True))
-    real = measured(row, direction, level, cycles_a_second)
+    if math.isnan(static):
+        return ["", "", ""]
+    real = measured(row, direction, level)
     return [f"{static:.2f}", f"{real:.2f}", f"{static / real:.0%}"]
 
 
@@ -109,14 +121,13 @@ def main() -> None:
     parser.add_argument("--cpu", default="icelake-server", help="processor model of llvm-mca")
     parser.add_argument("--level", nargs="+", default=["v3", "v4"], help="levels whose loops are analysed")
     args = parser.parse_args()
-    cycles_a_second = clock()
     print(f"llvm-mca model {args.cpu}; cycles an element\n")
     titles = [f"{level}: {title}" for level in args.level for title in ("analyser", "measured", "analyser / measured")]
     print("| float32 |", " | ".join(titles), "|\n|" + "---|" * (1 + len(titles)))
     for row in ACTIVATIONS:
         for direction in ("forward", "backward"):
-            cells = [cell for level in args.level for cell in line(row, direction, level, args.cpu, cycles_a_second)]
-            print(f"| {row.name} {direction} |", " | ".join(cells), "|")
+            found = [cell for level in args.level for cell in cells(row, direction, level, args.cpu)]
+            print(f"| {row.name} {direction} |", " | ".join(found), "|")
 
 
 if __name__ == "__main__":

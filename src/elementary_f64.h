@@ -320,9 +320,9 @@ FN double one_plus_f64(double a, double *lo)
     return fast_two_sum_f64(max_f64(a, fn_clamp_high_f64), min_f64(a, fn_clamp_high_f64), lo);
 }
 
-/* 1 / x within 2^-34, for normal positive x up to 2^1000: a start within 5.1 %, from the exponent and the leading bits, and the first
-   eight terms of the geometric series of its error. With AVX-512 Intel's processors take 17 cycles to divide 8 doubles, and 4 for
-   this. */
+/* 1 / x within 2^-34, for normal positive x up to 2^1000: a start within 5.1 %, from the exponent and the leading bits, and
+   the first eight terms of the geometric series of its error. With AVX-512 Intel's processors take 17 cycles to divide 8
+   doubles, and 4 for this. */
 FN double near_inverse_f64(double x)
 {
 #if FN_HAS_FMA

@@ -253,12 +253,17 @@ cdef bint set_eps(double* number, object eps) noexcept:
 
 
 cdef bint read_vector(object vector, Py_ssize_t n, double missing, double* values) noexcept:
-    """A gamma or beta as doubles."""
+    """A gamma or beta, which may be None, as doubles."""
     cdef Py_ssize_t i
-    if vector is None:
-        for i in range(n):
-            values[i] = missing
-        return True
+    if vector is not None:
+        return read_given(vector, n, values)
+    for i in range(n):
+        values[i] = missing
+    return True
+
+
+cdef bint read_given(object vector, Py_ssize_t n, double* values) noexcept:
+    """A vector of a value for each channel as doubles."""
     if not is_plain(vector) or cnp.PyArray_NDIM(<ndarray> vector) != 1 or cnp.PyArray_DIM(<ndarray> vector, 0) != n:
         return False
     if cnp.PyArray_TYPE(<ndarray> vector) == cnp.NPY_FLOAT:
@@ -410,8 +415,6 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y
     cdef Py_ssize_t n
-    if mean is None or var is None:  # read_vector would take it for a gamma or beta that is missing
-        return None
     if not (set_array(&job, x, axis, True) and set_activation(&job, activation) and set_eps(&job.eps, eps)
             and usable_result(<ndarray> x, out, &job.staged)):
         return None
@@ -419,7 +422,7 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
     room = scratch_for(4 * n + scratch_size(&job), few)
     try:
         if not (read_vector(gamma, n, 1.0, room) and read_vector(beta, n, 0.0, room + n)
-                and read_vector(mean, n, 0.0, room + 2 * n) and read_vector(var, n, 0.0, room + 3 * n)):
+                and read_given(mean, n, room + 2 * n) and read_given(var, n, room + 3 * n)):
             return None
         y = result_array(&job, <ndarray> x, out)
         job.gamma = room

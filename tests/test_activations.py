@@ -191,6 +191,14 @@ def test_softplus_overflows_to_infinity(isa):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softplus_has_no_slope_left_at_minus_infinity(dtype, isa):
+    far = np.full(21, -np.inf, dtype)
+    for beta in (0.5, 1.0, 2.0):
+        assert not fn.softplus_backward(np.ones_like(far), far, beta).any()
+        assert np.isnan(fn.softplus_backward(-far, far, beta)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_celu_has_no_slope_left_at_minus_infinity(dtype, isa):
     far = np.full(21, -np.inf, dtype)
     for alpha in (0.3125, 1.0, 2.0):

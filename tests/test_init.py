@@ -133,6 +133,7 @@ def test_constant_and_zeros():
         ({"shape": np.array(3)}, TypeError, "shape must be an integer"),
         ({"shape": (True, 2)}, TypeError, "shape must be an integer"),
         ({"shape": (2, 3), "dtype": None}, TypeError, "dtype is None"),
+        ({"shape": (2, 3), "dtype": "foo"}, TypeError, "dtype is foo; it must be float16, float32 or float64"),
         ({"shape": (2, 3), "fan_in": 0}, ValueError, "fan_in is 0; it must be at least 1"),
         ({"shape": (2, 3), "fan_out": 1.5}, TypeError, "fan_out must be an integer"),
         ({"shape": (2, 3), "dtype": np.int32}, TypeError, "dtype is int32; it must be float16, float32 or float64"),

@@ -118,3 +118,9 @@ def test_a_check_that_cannot_run_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(properties, "CHECKS", (("batch_norm", "normalization", broken),))
     assert verify.run(arguments("--only", "batch_norm")) == 1
     assert "FAILED batch_norm: runs: RuntimeError: no such luck" in capsys.readouterr().out
+
+
+def test_a_closed_stderr_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert verify.run(arguments("--only", "relu", "--dtype", "float16")) == 0
+    assert "All is well" in capsys.readouterr().out
