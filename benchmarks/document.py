@@ -469,6 +469,9 @@ def main() -> None:
         commands.add_parser(name).add_argument("json", type=Path, nargs="+")
     commands.add_parser("accuracy").add_argument("tables", type=Path, nargs="*")
     args = parser.parse_args()
+    for path in getattr(args, "json", None) or args.tables:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     if args.command == "performance":
         performance(args.json)
     elif args.command == "elsewhere":

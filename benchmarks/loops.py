@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
+import importlib.util
 import math
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -121,6 +122,10 @@ def main() -> None:
     parser.add_argument("--cpu", default="icelake-server", help="processor model of llvm-mca")
     parser.add_argument("--level", nargs="+", default=["v3", "v4"], help="levels whose loops are analysed")
     args = parser.parse_args()
+    missing = [tool for tool in ("nm", "objdump", "llvm-mca") if shutil.which(tool) is None]
+    missing += ["numba"] if importlib.util.find_spec("numba") is None else []
+    if missing:
+        parser.exit(2, f"this needs {', '.join(missing)}: install binutils, llvm, and numba with pip\n")
     print(f"llvm-mca model {args.cpu}; cycles an element\n")
     titles = [f"{level}: {title}" for level in args.level for title in ("analyser", "measured", "analyser / measured")]
     print("| float32 |", " | ".join(titles), "|\n|" + "---|" * (1 + len(titles)))

@@ -1,8 +1,8 @@
 """fastnn: fast, accurate and reproducible CPU kernels for neural-network activations and normalization.
 
-Every function takes and returns NumPy arrays. The gradient of an activation or a normalization is `<name>_backward`,
-beside it (cross_entropy returns its own). All have a twin in plain NumPy in `fastnn.reference`; what has no kernel is
-the same there. The whole interface:
+Activations and normalizations take array-likes and return NumPy arrays. Their gradients are `<name>_backward`, beside
+them (cross_entropy returns its own). All have a twin in plain NumPy in `fastnn.reference`; what has no kernel is the
+same there. The whole interface:
 
     activations    sigmoid tanh relu leaky_relu prelu relu6 hardtanh hardsigmoid hardswish elu celu selu gelu silu mish
                    softsign log_sigmoid softplus softmax log_softmax maxout cross_entropy
@@ -39,11 +39,15 @@ if TYPE_CHECKING:
     from fastnn import lecture as lecture
     from fastnn import reference as reference
 else:
+    _ON_DEMAND = ("backends", "bench", "lecture", "reference")
 
     def __getattr__(name):
-        if name in ("backends", "bench", "lecture", "reference"):
+        if name in _ON_DEMAND:
             return import_module(f"fastnn.{name}")
         raise AttributeError(f"module 'fastnn' has no attribute {name!r}")
+
+    def __dir__():
+        return [*__all__, "activations", "normalization", *_ON_DEMAND, "__version__"]
 
 
 __all__ = ["diagnostics", "init", "preprocessing", "runtime", *activations.__all__, *normalization.__all__]

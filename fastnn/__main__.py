@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for a wrong command line, 130 after Ctrl-C, 141 after | head)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks, µ and ✓, must not end the command
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="python -m fastnn", description="Fast CPU kernels for neural networks.")
     parser.add_argument("--version", action="version", version=f"fastnn {fastnn.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -127,7 +127,9 @@ class BatchNorm:
         RuntimeError where there was no forward(x, training=True) before.
         """
         if self._saved is None:
-            raise RuntimeError("backward was called before forward: call forward(x, training=True) first")
+            raise RuntimeError(
+                "backward needs a training step before it: forward(x, training=True); inference keeps nothing"
+            )
         dx, self.dgamma, self.dbeta = self._batch_norm_backward(dy, *self._saved, self.gamma, axis=self.axis)
         return dx
 

@@ -40,8 +40,9 @@ def as_input(x: Any, name: str = "x") -> Array:
         return array
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
+    what = f"is None, of dtype {array.dtype}" if x is None else f"has dtype {array.dtype}"
     sparse = f"; it is sparse: give {name}.toarray()" if hasattr(x, "toarray") else ""
-    raise TypeError(f"{name} has dtype {array.dtype}; {_ACCEPTED}{sparse}")
+    raise TypeError(f"{name} {what}; {_ACCEPTED}{sparse}")
 
 
 def _as_array(x: Any, name: str, accepted: str) -> Array:
@@ -142,6 +143,13 @@ def _satisfies(number: float, must_be: str) -> bool:
     return must_be == "finite" or number >= 0
 
 
+def _described(value: Any) -> str:
+    """What was given in place of a word; of an array not what it holds."""
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    return f"{value!r} of type {type(value).__name__}"
+
+
 def check_bounds(min_val: Any, max_val: Any) -> None:
     """Raise unless min_val <= max_val, as hardtanh needs."""
     if _as_real(min_val, "min_val") > _as_real(max_val, "max_val"):
@@ -151,7 +159,8 @@ def check_bounds(min_val: Any, max_val: Any) -> None:
 def gelu_variant(approximate: Any) -> str:
     """The row of the table that computes `gelu(x, approximate)`."""
     if not isinstance(approximate, str):
-        raise TypeError(f'approximate must be the string "none" or "tanh", not {approximate!r}')
+        hint = "; give the array for the result by its name, out" if isinstance(approximate, np.ndarray) else ""
+        raise TypeError(f'approximate must be the string "none" or "tanh", not {_described(approximate)}{hint}')
     if approximate == "none":
         return "gelu"
     if approximate == "tanh":
@@ -164,7 +173,7 @@ def fused_activation(activation: Any) -> Activation | None:
     if activation is None:
         return None
     if not isinstance(activation, str):
-        raise TypeError(f"activation must be the name of an activation or None, not {activation!r}")
+        raise TypeError(f"activation must be the name of an activation or None, not {_described(activation)}")
     names = [row.name for row in BY_NAME.values() if not row.public]
     if activation not in names:
         raise ValueError(f"activation is {activation!r}; it must be None or one of {', '.join(names)}")
@@ -219,18 +228,42 @@ def check_not_empty(count: int, shape: tuple[int, ...], what: str = "channel") -
         raise ValueError(f"x is empty (shape {shape}): a {what} has no values to take statistics of")
 
 
-def channel_vector(v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None, out: Any = None) -> Array:
+def channel_vector(
+    v: Any, shape: int | tuple[int, ...], name: str, dtype: Any = None, out: Any = None, why: str = ""
+) -> Array:
     """`v` (gamma, mean, ...) as a native, contiguous, aligned array of exactly this shape.
 
-    A copy where it overlaps `out`. Its own dtype stays, unless one is given.
+    A copy where it overlaps `out`. Its own dtype stays, unless one is given. `why` ends the message about the shape.
     """
     array = as_input(v, name)
     wanted = (shape,) if isinstance(shape, int) else shape
     if array.shape != wanted:
-        raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}")
+        raise ValueError(f"{name} has shape {array.shape}; it must have shape {wanted}{why}")
     with np.errstate(all="ignore"):
         vector = np.require(array, array.dtype.newbyteorder("=") if dtype is None else dtype, ("C", "A"))
     return vector.copy() if isinstance(out, np.ndarray) and overlaps(vector, out) else vector
+
+
+def vector_along(v: Any, x: Array, axis: int, name: str, dtype: Any = None, out: Any = None) -> Array:
+    """`v` as `channel_vector` returns it, with a value for each position along an axis of x."""
+    why = f", the length of axis {axis} of x, whose shape is {x.shape}"
+    return channel_vector(v, x.shape[axis], name, dtype, out, why)
+
+
+def vector_from(v: Any, x: Array, axis: int, name: str, dtype: Any = None, out: Any = None) -> Array:
+    """The same with the shape of x from an axis on: the weights of a row."""
+    return channel_vector(v, x.shape[axis:], name, dtype, out, f", that of x, {x.shape}, from axis {axis} on")
+
+
+def vector_before(v: Any, x: Array, axis: int, name: str, dtype: Any = None, out: Any = None) -> Array:
+    """The same with the shape of x before an axis: the statistics of the rows."""
+    return channel_vector(v, x.shape[:axis], name, dtype, out, f", that of x, {x.shape}, before axis {axis}")
+
+
+def group_statistics(v: Any, x: Array, groups: int, name: str, dtype: Any = None, out: Any = None) -> Array:
+    """The same with a value for each group of each sample."""
+    why = f", a value for each of the {groups} groups of each sample of x, whose shape is {x.shape}"
+    return channel_vector(v, (x.shape[0], groups), name, dtype, out, why)
 
 
 def as_slope(slope: Any, shape: tuple[int, ...], axis: Any) -> tuple[Array, int]:
@@ -306,11 +339,14 @@ def as_which(which: Any, shape: tuple[int, ...], pieces: int) -> Array:
     return np.ascontiguousarray(array, dtype=np.intp)
 
 
-def check_groups(groups: Any, channels: int) -> int:
+def check_groups(groups: Any, x: Array, axis: int) -> int:
     """group_norm's number of groups: an integer of at least 1 that divides the number of channels."""
     number = integer_param(groups, "groups", 1)
-    if channels % number:
-        raise ValueError(f"groups is {number}, which does not divide the {channels} channels of x")
+    if x.shape[axis] % number:
+        raise ValueError(
+            f"groups is {number}, which does not divide the {x.shape[axis]} channels of x, "
+            f"the length of axis {axis} of its shape {x.shape}"
+        )
     return number
 
 

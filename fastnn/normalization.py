@@ -86,8 +86,8 @@ def batch_norm(
         return result
     x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    gamma = _vector(gamma, x.shape[axis], "gamma", out)
-    beta = _vector(beta, x.shape[axis], "beta", out)
+    gamma = _vector(gamma, x, axis, "gamma", out)
+    beta = _vector(beta, x, axis, "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -142,10 +142,10 @@ def batch_norm_backward(
     dtype = _checks.result_dtype(dy, x)
     channels = x.shape[axis]
     theirs = _gradient_dtype(gamma, x)
-    mean = _vector(mean, channels, "mean", out)
-    invstd = _vector(invstd, channels, "invstd", out)
-    gamma = _vector(gamma, channels, "gamma", out)
-    beta = _vector(beta, channels, "beta", out)
+    mean = _vector(mean, x, axis, "mean", out)
+    invstd = _vector(invstd, x, axis, "invstd", out)
+    gamma = _vector(gamma, x, axis, "gamma", out)
+    beta = _vector(beta, x, axis, "beta", out)
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
     _check_channels(x, axis)
@@ -186,10 +186,10 @@ def batch_norm_inference(
         return y
     x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    mean = _vector(mean, x.shape[axis], "mean", out)
-    var = _vector(var, x.shape[axis], "var", out)
-    gamma = _vector(gamma, x.shape[axis], "gamma", out)
-    beta = _vector(beta, x.shape[axis], "beta", out)
+    mean = _vector(mean, x, axis, "mean", out)
+    var = _vector(var, x, axis, "var", out)
+    gamma = _vector(gamma, x, axis, "gamma", out)
+    beta = _vector(beta, x, axis, "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     activation = _activation_name(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -316,8 +316,8 @@ def layer_norm_backward(
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64, out)
-    invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64, out)
+    mean = _checks.vector_before(mean, x, axis, "mean", np.float64, out)
+    invstd = _checks.vector_before(invstd, x, axis, "invstd", np.float64, out)
     gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
@@ -381,7 +381,7 @@ def rms_norm_backward(
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64, out)
+    invrms = _checks.vector_before(invrms, x, axis, "invrms", np.float64, out)
     gamma = _columns(gamma, x, axis, "gamma", dtype, out)
     _checks.check_out(out, x.shape, dtype)
     _check_rows(x, axis)
@@ -419,7 +419,7 @@ def group_norm(
     if result is not None:
         return result
     x, axis = _checks.array_and_axis(x, axis, samples=True)
-    return _group_norm(x, _checks.check_groups(groups, x.shape[axis]), gamma, beta, eps, axis, out)
+    return _group_norm(x, _checks.check_groups(groups, x, axis), gamma, beta, eps, axis, out)
 
 
 def group_norm_backward(
@@ -448,7 +448,7 @@ def group_norm_backward(
     if result is not None:
         return result
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
-    return _group_norm_backward(dy, x, mean, invstd, _checks.check_groups(groups, x.shape[axis]), gamma, axis, out)
+    return _group_norm_backward(dy, x, mean, invstd, _checks.check_groups(groups, x, axis), gamma, axis, out)
 
 
 def instance_norm(
@@ -496,8 +496,8 @@ def instance_norm_backward(
 
 def _group_norm(x: Array, groups: int, gamma: Any, beta: Any, eps: Any, axis: int, out: Any) -> Any:
     dtype = _checks.result_dtype(x)
-    gamma = _vector(gamma, x.shape[axis], "gamma", out)
-    beta = _vector(beta, x.shape[axis], "beta", out)
+    gamma = _vector(gamma, x, axis, "gamma", out)
+    beta = _vector(beta, x, axis, "beta", out)
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_groups(x, groups, axis)
@@ -514,9 +514,9 @@ def _group_norm_backward(
     dy: Array, x: Array, mean: Any, invstd: Any, groups: int, gamma: Any, axis: int, out: Any
 ) -> Any:
     dtype, theirs = _checks.result_dtype(dy, x), _gradient_dtype(gamma, x)
-    mean = _checks.channel_vector(mean, (x.shape[0], groups), "mean", np.float64, out)
-    invstd = _checks.channel_vector(invstd, (x.shape[0], groups), "invstd", np.float64, out)
-    gamma = _vector(gamma, x.shape[axis], "gamma", out)
+    mean = _checks.group_statistics(mean, x, groups, "mean", np.float64, out)
+    invstd = _checks.group_statistics(invstd, x, groups, "invstd", np.float64, out)
+    gamma = _vector(gamma, x, axis, "gamma", out)
     _checks.check_out(out, x.shape, dtype)
     _check_groups(x, groups, axis)
     dgamma, dbeta = np.zeros(x.shape[axis]), np.zeros(x.shape[axis])
@@ -563,18 +563,18 @@ def _in_single(core: Any, out: Any, arrays: tuple[Any, ...], *rest: Any, gradien
     return y, *result[1:]
 
 
-def _vector(v: Any, shape: int | tuple[int, ...], name: str, out: Any) -> Array:
+def _vector(v: Any, x: Array, axis: int, name: str, out: Any) -> Array:
     """A vector of coefficients as plain float64, apart from out; gamma's 1 and beta's 0 where it is None."""
     if v is None and name in ("gamma", "beta"):
-        return np.full(shape, 1.0 if name == "gamma" else 0.0)
-    return _checks.channel_vector(v, shape, name, np.float64, out)
+        return np.full(x.shape[axis], 1.0 if name == "gamma" else 0.0)
+    return _checks.vector_along(v, x, axis, name, np.float64, out)
 
 
 def _columns(v: Any, x: Array, axis: int, name: str, dtype: np.dtype[Any], out: Any) -> Array | None:
     """gamma or beta of a row, in the dtype that a result of `dtype` is computed in, apart from out."""
     if v is None:
         return None
-    return _checks.channel_vector(v, x.shape[axis:], name, _checks.compute_dtype(dtype), out)
+    return _checks.vector_from(v, x, axis, name, _checks.compute_dtype(dtype), out)
 
 
 def _gradient_dtype(gamma: Any, x: Array) -> np.dtype[Any]:

@@ -248,6 +248,36 @@ def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypat
     assert "■" in Path(files[1]).read_text(encoding="utf-8")
 
 
+def test_ctrl_c_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure, left = Runner.measure, iter(range(2))
+
+    def measure_two(*args: Any) -> Row:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(Runner, "measure", measure_two)
+    words = ("--quick", "--only", "relu", "--only", "tanh", "--peer", "numpy", "--max-elements", "2000")
+    path = tmp_path / "out.json"
+    assert cli.run(arguments(*words, "--json", str(path)), reference) == 130
+    said = capsys.readouterr()
+    assert len(json.loads(path.read_text())["rows"]) == 2
+    assert "2 of " in said.err and "Geometric mean" in said.out and "Traceback" not in said.err
+    assert cli.run(arguments(*words), reference) == 130
+    assert "0 of " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_a_report_that_cannot_be_written_costs_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--quick", "--only", "relu", "--peer", "numpy", "--max-elements", "1")
+    assert cli.run(arguments(*words, "--html", "/dev/full"), reference) == 1
+    said = capsys.readouterr()
+    assert "Geometric mean" in said.out and "Written" not in said.out
+    assert "/dev/full was not written: No space left" in said.err
+
+
 @pytest.mark.parametrize("words", [("info",), ("verify", "--only", "relu")])
 def test_a_reader_who_leaves_early_gets_no_traceback(words: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
@@ -266,6 +296,16 @@ def test_a_full_disk_is_said() -> None:
         )
     assert command.returncode == 1
     assert command.stderr.startswith("fastnn info: ") and command.stderr.count("\n") == 1
+
+
+def test_an_encoding_without_the_signs_ends_no_command() -> None:
+    command = subprocess.run(
+        [sys.executable, "-m", "fastnn", "bench", "--quick", "--only", "relu", "--peer", "numpy"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert command.returncode == 0 and "Traceback" not in command.stderr and " ?s" in command.stdout
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,13 +331,18 @@ def test_plain_text_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     console.print_table("title", ["op", "ratio"], [["relu", "[red]0.50[/red]"]], "note")
     assert capsys.readouterr().out.split("\n")[1:4] == ["title", "op    ratio", "relu  !0.50"]
     with console.progress("bench", 2) as bar:
-        bar.advance(1, "relu")
-        bar.advance(1, "tanh")
-    assert "100 %" in capsys.readouterr().err
+        bar.advance(0.73, "relu")
+        bar.advance(0.02, "silu")
+        bar.advance(1.25, "tanh")
+    said = capsys.readouterr().err  # no terminal: a line for each tenth that is passed
+    assert [" 36 %" in said, " 37 %" in said, "100 %" in said] == [True, False, True]
 
 
-def test_bad_arguments() -> None:
+def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(arguments("--only", "swish"), reference) == 2
+    assert "activations, normalization" in capsys.readouterr().err
+    assert cli.run(arguments("--only", "relu", "--threads", "99999"), reference) == 2
+    assert "--threads 99999: this build takes" in capsys.readouterr().err
     assert cli.run(arguments("--only", "batch_norm", "--max-elements", "1"), reference) == 2
     for option, value in (("--threads", "0"), ("--budget", "0"), ("--budget", "nan"), ("--max-elements", "-1")):
         with pytest.raises(SystemExit, match="2"):
@@ -316,6 +361,9 @@ def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert cli.run(arguments(option, str(path)), reference) == 2
         assert says in capsys.readouterr().err
+    one = tmp_path / "one"
+    assert cli.run(arguments("--json", str(one), "--html", str(tmp_path / "." / "one")), reference) == 2
+    assert "are the same file" in capsys.readouterr().err and not one.exists()
 
 
 @pytest.mark.filterwarnings("default")  # peers may warn about themselves

@@ -195,6 +195,39 @@ def test_gelu_takes_the_name_of_its_approximation_only(module):
             module.gelu(X, bad)
         with pytest.raises(TypeError, match="approximate"):
             module.gelu_backward(X, X, bad)
+    with pytest.raises(TypeError, match=r"not an array of dtype float64 and shape .*by its name, out"):
+        module.gelu(np.ones(1000), np.ones(1000))
+
+
+@MODULES
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, x: m.batch_norm(x, np.ones(3)), "length of axis 1 of x"),
+        (lambda m, x: m.batch_norm_inference(x, np.ones(3), np.ones(8)), "length of axis 1 of x"),
+        (lambda m, x: m.instance_norm(x, beta=np.ones(3)), "length of axis 1 of x"),
+        (lambda m, x: m.layer_norm(x, np.ones((5, 3))), "from axis 3 on"),
+        (lambda m, x: m.layer_norm_backward(x, x, np.ones(3), np.ones(3)), "before axis 3"),
+        (lambda m, x: m.rms_norm_backward(x, x, np.ones(3)), "before axis 3"),
+        (lambda m, x: m.group_norm_backward(x, x, np.ones(3), np.ones(3), 2), "each of the 2 groups of each sample"),
+        (lambda m, x: m.group_norm(x, 3), "length of axis 1"),
+    ],
+)
+def test_a_wrong_shape_is_told_where_the_right_one_comes_from(module, call, words):
+    with pytest.raises(ValueError, match=words) as error:
+        call(module, np.ones((4, 8, 5, 3), np.float32))
+    assert "(4, 8, 5, 3)" in str(error.value)
+
+
+@MODULES
+def test_none_is_called_by_its_name(module):
+    for call, name in (
+        (lambda: module.relu(None), "x"),
+        (lambda: module.relu_backward(None, X), "dy"),
+        (lambda: module.batch_norm_inference(np.ones((2, 3)), np.ones(3), None), "var"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is None, of dtype object; accepted are"):
+            call()
 
 
 @MODULES

@@ -362,7 +362,14 @@ def test_missing_extra_is_named(tmp_path, module):
         text=True,
     )
     assert done.returncode == 2
-    assert 'pip install "fastnn-kernels[lecture]"' in done.stderr and len(done.stderr.splitlines()) == 1
+    distribution = {"sklearn": "scikit-learn"}.get(module, module)
+    assert f"pip install {distribution}" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(LectureError, match="pip install scikit-learn"):
+        digits()
 
 
 def test_help_does_not_need_the_extras():

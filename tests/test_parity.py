@@ -48,7 +48,11 @@ def test_a_row_has_everything(row):
 def test_test_cases_are_of_rows_that_exist():
     names = {*cases.PARAMETERS, *PIECEWISE_LINEAR, *MONOTONE, *ODD, *RANGE}
     assert names <= set(BY_NAME)
-    assert all(row.name in cases.PARAMETERS for row in ACTIVATIONS if row.params)
+
+
+@pytest.mark.parametrize("row", [row for row in ACTIVATIONS if row.params], ids=lambda row: row.name)
+def test_parameters_have_values_to_test(row):
+    assert row.name in cases.PARAMETERS, f"tests/cases.py has no values of the parameters of {row.name}"
 
 
 def parameters(function):
@@ -93,7 +97,8 @@ def test_the_package_names_its_whole_interface():
     listed = set(re.findall(r"[\w*]+", fn.__doc__))
     modules = (fn.activations, fn.normalization, fn.init, fn.preprocessing, fn.diagnostics, fn.runtime)
     for name in (name for module in modules for name in module.__all__):
-        assert name in listed or name.endswith("_backward") or name.split("_")[0] + "_*" in listed, name
+        named = name in listed or name.endswith("_backward") or name.split("_")[0] + "_*" in listed
+        assert named, f"the docstring of fastnn/__init__.py does not list {name}"
 
 
 def test_reference_needs_nothing_compiled():

@@ -104,6 +104,20 @@ def test_quick_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "All is well" in text
 
 
+def test_ctrl_c_keeps_what_was_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    check, left = verify.check_accuracy, iter(range(1))
+
+    def check_one(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return check(*args)
+
+    monkeypatch.setattr(verify, "check_accuracy", check_one)
+    assert verify.run(arguments("--only", "relu", "--dtype", "float16")) == 130
+    text = capsys.readouterr().out
+    assert "relu forward" in text and "relu backward" not in text and "Interrupted: 1 functions" in text
+
+
 def test_markdown_and_bad_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.run(arguments("--only", "relu", "--dtype", "float16", "--markdown")) == 0
     assert "| relu forward | float16 |" in capsys.readouterr().out

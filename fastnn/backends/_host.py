@@ -20,10 +20,10 @@ TESTED: dict[str, tuple[str, str, str]] = {
 
 
 def absent(host: str) -> ImportError:
-    """The error for a host that cannot be imported; it names the extra that installs it."""
+    """The error for a host that cannot be imported; it names what installs it."""
     return ImportError(
         f"fastnn.backends.{host} needs the package {TESTED[host][0]}, which cannot be imported here: "
-        f'pip install "fastnn-kernels[{host}]"',
+        f"pip install {TESTED[host][0]}",
         name=host,
     )
 

@@ -201,7 +201,11 @@ def cases(
         known = {name for op in OPS for name in (op.name, op.forward, op.family)}
         unknown = [name for name in only if name not in known]
         if unknown:
-            raise ValueError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
+            families = dict.fromkeys(op.family for op in OPS)
+            raise ValueError(
+                f"no benchmark is called {', '.join(unknown)}; there are the groups {', '.join(families)}, and "
+                f"{', '.join(BY_NAME)}"
+            )
     result = []
     for op in wanted:
         for direction in op.directions:

@@ -81,6 +81,11 @@ def plan_from(args: argparse.Namespace) -> Plan:
     selected.sort(key=lambda case: (case.op.kind != "map", case.shape if case.op.kind == "map" else (), case.dtype))
     most = fastnn.runtime.num_threads()
     threads = args.threads or ([1] if args.quick or most == 1 else [1, most])
+    for number in threads:
+        with fastnn.runtime.threads(number):
+            granted = fastnn.runtime.num_threads()
+        if granted != number:
+            raise ValueError(f"--threads {number}: this build takes {granted} at most")
     budget = args.budget or (0.012 if args.quick else 0.25)
     return Plan(selected, list(dict.fromkeys(threads)), budget, 12 if args.quick else 40)
 
@@ -96,21 +101,28 @@ def _weight(case: Case, plan: Plan) -> float:
     return plan.budget + 0.02 + case.elements * 1e-8
 
 
-def measure(runner: Runner, plan: Plan) -> list[Row]:
-    rows = []
+def measure(runner: Runner, plan: Plan, rows: list[Row]) -> None:
+    """Append the row of each cell as it is measured, so that they are there after a KeyboardInterrupt too."""
     total = sum(_weight(case, plan) for case in plan.cases) * len(plan.threads)
     with progress("bench", total) as bar:
         for threads in plan.threads:
             runner.set_threads(threads)
             for case in plan.cases:
                 rows.append(runner.measure(case, threads, plan.budget, plan.rounds))
-                bar.advance(_weight(case, plan), f"{case.label}, {threads} threads")
-    return rows
+                bar.advance(_weight(case, plan), f"{case.label}, {threads} thread{'s' * (threads > 1)}")
 
 
 def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
-    """Measure or load, report, and return the exit code: 0 also where fastnn loses, 1 where it computes wrongly."""
+    """Measure or load, report, and return the exit code.
+
+    0 also where fastnn loses; 1 where it computes wrongly or a file could not be written; 2 for what the user can put
+    right; 130 after Ctrl-C, when what was measured by then is reported and written.
+    """
+    rows: list[Row] = []
+    interrupted = False
     try:
+        if args.json and args.html and args.json.resolve() == args.html.resolve():
+            raise ValueError(f"--json and --html are the same file, {args.json}; give each its own")
         for path in filter(None, (args.json, args.html)):
             report.check_writable(path)
         if args.load:
@@ -122,16 +134,31 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
         return 2
     if not args.load:
         with Runner(choose_peers(args), module) as runner:
-            rows = measure(runner, plan)
+            try:
+                measure(runner, plan, rows)
+            except KeyboardInterrupt:
+                interrupted = True
+                cells = len(plan.cases) * len(plan.threads)
+                print(f"interrupted; {len(rows)} of {cells} cells are measured", file=sys.stderr)
+                if not rows:
+                    return 130
         created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         about = {"machine": machine(), "versions": runner.versions, "missing": runner.missing, "created": created}
     # Saved first: what is printed may go to a reader who leaves early (| head).
-    if args.json:
-        report.save_json(args.json, rows, about)
-    if args.html:
-        report.save_html(args.html, rows, about)
+    written, not_written = [], []
+    for path, save in ((args.json, report.save_json), (args.html, report.save_html)):
+        if path:
+            try:
+                save(path, rows, about)
+                written.append(path)
+            except OSError as error:
+                not_written.append(f"{path} was not written: {error.strerror or error}")
     report.print_tables(rows)
     report.print_summary(rows, about)
-    for path in filter(None, (args.json, args.html)):
+    for path in written:
         print(f"Written: {path}")
-    return 1 if any("fastnn" in row.failed for row in rows) else 0
+    for message in not_written:
+        print(f"fastnn bench: {message}", file=sys.stderr)
+    if interrupted:
+        return 130
+    return 1 if not_written or any("fastnn" in row.failed for row in rows) else 0

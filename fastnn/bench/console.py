@@ -67,7 +67,7 @@ class _Plain(Progress):
         self._done += amount
         percent = min(100, int(100 * self._done / self._total))
         tty = _terminal.on_terminal(sys.stderr)
-        if sys.stderr and percent != self._shown and (tty or percent % 10 == 0):
+        if sys.stderr and (percent != self._shown if tty else percent // 10 > self._shown // 10):
             self._shown = percent
             text = f"{self._description} {percent:3d} %  {self._left():>10}  {doing}"
             print(f"\r{text:<100.100}" if tty else text, end="" if tty else "\n", file=sys.stderr, flush=True)

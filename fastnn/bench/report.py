@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -156,8 +155,13 @@ def save_json(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise OSError where no file can be written: better before the measurements than after them."""
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OSError(f"{path} cannot be written")
+    new = not path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    if new:
+        path.unlink()
 
 
 def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:

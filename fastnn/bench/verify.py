@@ -63,8 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", metavar="OP", help="a function, or activations or normalization; may be repeated"
     )
-    parser.add_argument("--dtype", action="append", choices=("float16", "float32", "float64"), help="may be repeated")
-    parser.add_argument("--direction", choices=("forward", "backward"), help="only this direction")
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        choices=("float16", "float32", "float64"),
+        help="only this dtype of the elementwise functions; may be repeated",
+    )
+    parser.add_argument(
+        "--direction", choices=("forward", "backward"), help="only this direction of the elementwise functions"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as the documentation shows it")
 
 
@@ -127,7 +134,8 @@ def _advance(bar: Progress, weight: float, label: str, part: float) -> None:
     bar.advance(part * weight, label)
 
 
-def check_all(args: argparse.Namespace) -> tuple[list[Line], list[checks.Outcome]]:
+def check_all(args: argparse.Namespace, lines: list[Line], outcomes: list[checks.Outcome]) -> None:
+    """Append what is found as it is found, so that it is there after a KeyboardInterrupt too."""
     only, levels = set(args.only or ()), runtime.available_isas()
     dtypes = args.dtype or ("float32", "float64", "float16")
     directions = (args.direction,) if args.direction else ("forward", "backward")
@@ -142,7 +150,6 @@ def check_all(args: argparse.Namespace) -> tuple[list[Line], list[checks.Outcome
     others = [check for check in properties.CHECKS if not only or only & {check[0], check[1]}]
     weight = {"float16": 0.2, "float32": 400.0 if args.full else 1.0, "float64": 8.0 if args.full else 0.8}
     total = sum(weight[dtype] for _, _, dtype in tasks) + 0.7 * len(rows) + 0.5 * len(others)
-    lines, outcomes = [], []
     with progress("verify", total) as bar:
         for row, direction, dtype in tasks:
             advance = partial(_advance, bar, weight[dtype], f"{row.name} {direction} {dtype}")
@@ -158,11 +165,10 @@ def check_all(args: argparse.Namespace) -> tuple[list[Line], list[checks.Outcome
             except Exception as error:  # one that cannot even run must not hide the verdict on the others
                 outcomes.append(checks.Outcome(name, "runs", False, f"{type(error).__name__}: {error}"))
             bar.advance(0.5, name)
-    return lines, outcomes
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print, and return 0 where everything holds, else 1."""
+    """Check, print, and return 0 where everything holds, 1 where not, 2 for an unknown name, 130 after Ctrl-C."""
     known = {row.name for row in ACTIVATIONS} | {row.function for row in ACTIVATIONS} | {"activations"}
     known |= {word for name, family, _ in properties.CHECKS for word in (name, family)}
     unknown = sorted(set(args.only or ()) - known)
@@ -173,10 +179,16 @@ def run(args: argparse.Namespace) -> int:
         )
         return 2
     start = time.monotonic()
-    with np.errstate(all="ignore"):
-        lines, outcomes = check_all(args)
+    lines: list[Line] = []
+    outcomes: list[checks.Outcome] = []
+    interrupted = False
+    try:
+        with np.errstate(all="ignore"):
+            check_all(args, lines, outcomes)
+    except KeyboardInterrupt:
+        interrupted = True
     _report(lines, outcomes, args.markdown)
-    if not oracle.HAVE_MPMATH:
+    if not oracle.HAVE_MPMATH and (lines or not args.only) and "float64" in (args.dtype or ("float64",)):
         print("float64 was not measured: that needs mpmath (pip install mpmath).")
     failed = [line for line in lines if not line.ok] + [outcome for outcome in outcomes if not outcome.ok]
     for line in lines:
@@ -185,8 +197,9 @@ def run(args: argparse.Namespace) -> int:
     for text in dict.fromkeys(f"{o.name}: {o.check}: {o.detail}" for o in outcomes if not o.ok):
         print(f"FAILED {text}")
     checked = f"{len(lines)} functions and {len(outcomes)} other properties in {time.monotonic() - start:.0f} s"
-    print(f"{'FAILED' if failed else 'All is well'}: {checked}, {len(failed)} failed.")
-    return 1 if failed else 0
+    verdict = "FAILED" if failed else "Interrupted" if interrupted else "All is well"
+    print(f"{verdict}: {checked}, {len(failed)} failed.")
+    return 130 if interrupted else 1 if failed else 0
 
 
 def _report(lines: list[Line], outcomes: list[checks.Outcome], markdown: bool) -> None:

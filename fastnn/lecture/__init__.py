@@ -10,8 +10,8 @@
     train(network, data.x, data.labels, epochs=5, lr=0.1, rng=0)
     print(network.accuracy(data.test_x, data.test_labels))
 
-scikit-learn brings the digits, the experiments also need matplotlib and rich:
-``pip install "fastnn-kernels[lecture]"``.
+scikit-learn brings the digits, the experiments also need matplotlib and rich: ``pip install ".[lecture]"`` in a
+checkout.
 """
 
 from fastnn.lecture.backend import BACKENDS

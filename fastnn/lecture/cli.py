@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 ACTIVATION_NAMES = tuple(row.name for row in ACTIVATIONS if not row.public)
-EXTRA = 'pip install "fastnn-kernels[lecture]"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,11 +94,15 @@ def _require_extras(args: argparse.Namespace) -> None:
     needed = {"rich": "rich", "matplotlib": "matplotlib"}
     if not args.cifar10:
         needed["sklearn"] = "scikit-learn"
+    errors = {}
     for module, name in needed.items():
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise LectureError(f"{name} is missing ({error}); install it with: {EXTRA}") from error
+            errors[name] = error
+    if errors:
+        why = "; ".join(map(str, errors.values()))
+        raise LectureError(f"the lecture needs more ({why}); install it with: pip install {' '.join(errors)}")
 
 
 def _prepare(folder: Path) -> None:

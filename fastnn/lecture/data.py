@@ -48,7 +48,10 @@ class Data:
 
 def digits(seed: int = 0, limit: int | None = None) -> Data:
     """The 1797 handwritten digits (8 x 8 pixels) that come with scikit-learn; a fifth is kept for testing."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise LectureError(f"the digits come with scikit-learn ({error}): pip install scikit-learn") from error
 
     bunch = load_digits()
     images = (bunch.data / 16.0).astype(np.float32)

@@ -24,6 +24,7 @@ another vector of the wrong length, dy of another shape than x. AxisError: an ax
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,8 @@ def batch_norm(
     """
     x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    gamma = _optional_vector(gamma, x.shape[axis], "gamma")
-    beta = _optional_vector(beta, x.shape[axis], "beta")
+    gamma = _optional(gamma, _checks.vector_along, x, axis, "gamma")
+    beta = _optional(beta, _checks.vector_along, x, axis, "beta")
     eps = _checks.real_param(eps, "eps", "nonnegative")
     row = _checks.fused_activation(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -109,11 +110,10 @@ def batch_norm_backward(
     """
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis)
     dtype = _checks.result_dtype(dy, x)
-    channels = x.shape[axis]
-    mean = _checks.channel_vector(mean, channels, "mean", np.float64)
-    invstd = _checks.channel_vector(invstd, channels, "invstd", np.float64)
-    gamma = _optional_vector(gamma, channels, "gamma")
-    beta = _optional_vector(beta, channels, "beta")
+    mean = _checks.vector_along(mean, x, axis, "mean", np.float64)
+    invstd = _checks.vector_along(invstd, x, axis, "invstd", np.float64)
+    gamma = _optional(gamma, _checks.vector_along, x, axis, "gamma")
+    beta = _optional(beta, _checks.vector_along, x, axis, "beta")
     row = _checks.fused_activation(activation)
     _checks.check_out(out, x.shape, dtype)
     _check_block(x, _all_but(axis, x.ndim))
@@ -145,11 +145,10 @@ def batch_norm_inference(
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, mean and var given, (C,) both: the running statistics."""
     x, axis = _checks.array_and_axis(x, axis)
     dtype = _checks.result_dtype(x)
-    channels = x.shape[axis]
-    mean = _checks.channel_vector(mean, channels, "mean", np.float64)
-    var = _checks.channel_vector(var, channels, "var", np.float64)
-    gamma = _optional_vector(gamma, channels, "gamma")
-    beta = _optional_vector(beta, channels, "beta")
+    mean = _checks.vector_along(mean, x, axis, "mean", np.float64)
+    var = _checks.vector_along(var, x, axis, "var", np.float64)
+    gamma = _optional(gamma, _checks.vector_along, x, axis, "gamma")
+    beta = _optional(beta, _checks.vector_along, x, axis, "beta")
     eps = _checks.real_param(eps, "eps", "nonnegative")
     row = _checks.fused_activation(activation)
     _checks.check_out(out, x.shape, dtype)
@@ -197,8 +196,8 @@ def layer_norm(
     """
     x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
-    gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
-    beta = _optional_vector(beta, x.shape[axis:], "beta")
+    gamma = _optional(gamma, _checks.vector_from, x, axis, "gamma")
+    beta = _optional(beta, _checks.vector_from, x, axis, "beta")
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_block(x, _from(axis, x.ndim), "row")
@@ -225,9 +224,9 @@ def layer_norm_backward(
     """
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype = _checks.result_dtype(dy, x)
-    mean = _checks.channel_vector(mean, x.shape[:axis], "mean", np.float64)
-    invstd = _checks.channel_vector(invstd, x.shape[:axis], "invstd", np.float64)
-    gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
+    mean = _checks.vector_before(mean, x, axis, "mean", np.float64)
+    invstd = _checks.vector_before(invstd, x, axis, "invstd", np.float64)
+    gamma = _optional(gamma, _checks.vector_from, x, axis, "gamma")
     _checks.check_out(out, x.shape, dtype)
     _check_block(x, _from(axis, x.ndim), "row")
     with np.errstate(all="ignore"):
@@ -249,7 +248,7 @@ def rms_norm(
     """
     x, axis = _checks.array_and_axis(x, axis, 1)
     dtype = _checks.result_dtype(x)
-    gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
+    gamma = _optional(gamma, _checks.vector_from, x, axis, "gamma")
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     _check_block(x, _from(axis, x.ndim), "row")
@@ -275,8 +274,8 @@ def rms_norm_backward(
     """
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, 1)
     dtype = _checks.result_dtype(dy, x)
-    invrms = _checks.channel_vector(invrms, x.shape[:axis], "invrms", np.float64)
-    gamma = _optional_vector(gamma, x.shape[axis:], "gamma")
+    invrms = _checks.vector_before(invrms, x, axis, "invrms", np.float64)
+    gamma = _optional(gamma, _checks.vector_from, x, axis, "gamma")
     _checks.check_out(out, x.shape, dtype)
     _check_block(x, _from(axis, x.ndim), "row")
     with np.errstate(all="ignore"):
@@ -310,7 +309,7 @@ def group_norm(
     float64 (N, groups); gamma and beta have shape (C,) or are None. `out` receives y.
     """
     x, axis = _checks.array_and_axis(x, axis, samples=True)
-    groups = _checks.check_groups(groups, x.shape[axis])
+    groups = _checks.check_groups(groups, x, axis)
     return _group_norm(x, groups, gamma, beta, eps, axis, out)
 
 
@@ -331,7 +330,7 @@ def group_norm_backward(
     over samples and positions. `out` receives dx.
     """
     dy, x, axis = _checks.gradient_and_axis(dy, x, axis, samples=True)
-    groups = _checks.check_groups(groups, x.shape[axis])
+    groups = _checks.check_groups(groups, x, axis)
     return _group_norm_backward(dy, x, mean, invstd, groups, gamma, axis, out)
 
 
@@ -366,9 +365,8 @@ def instance_norm_backward(
 
 def _group_norm(x: Array, groups: int, gamma: Any, beta: Any, eps: Any, axis: int, out: Any) -> Any:
     dtype = _checks.result_dtype(x)
-    channels = x.shape[axis]
-    gamma = _optional_vector(gamma, channels, "gamma")
-    beta = _optional_vector(beta, channels, "beta")
+    gamma = _optional(gamma, _checks.vector_along, x, axis, "gamma")
+    beta = _optional(beta, _checks.vector_along, x, axis, "beta")
     eps = _checks.real_param(eps, "eps", "nonnegative")
     _checks.check_out(out, x.shape, dtype)
     split, block = _split_groups(x, groups, axis)
@@ -385,9 +383,9 @@ def _group_norm_backward(
     dy: Array, x: Array, mean: Any, invstd: Any, groups: int, gamma: Any, axis: int, out: Any
 ) -> Any:
     dtype = _checks.result_dtype(dy, x)
-    mean = _checks.channel_vector(mean, (x.shape[0], groups), "mean", np.float64)
-    invstd = _checks.channel_vector(invstd, (x.shape[0], groups), "invstd", np.float64)
-    gamma = _optional_vector(gamma, x.shape[axis], "gamma")
+    mean = _checks.group_statistics(mean, x, groups, "mean", np.float64)
+    invstd = _checks.group_statistics(invstd, x, groups, "invstd", np.float64)
+    gamma = _optional(gamma, _checks.vector_along, x, axis, "gamma")
     _checks.check_out(out, x.shape, dtype)
     split, block = _split_groups(x, groups, axis)
     _check_block(split, block, "group", x.shape)
@@ -413,8 +411,8 @@ def _split_groups(x: Array, groups: int, axis: int) -> tuple[Array, Axes]:
 # --- what they share ---------------------------------------------------------------------------------------------
 
 
-def _optional_vector(v: Any, shape: int | tuple[int, ...], name: str) -> Array | None:
-    return None if v is None else _checks.channel_vector(v, shape, name)
+def _optional(v: Any, read: Callable[..., Array], x: Array, axis: int, name: str) -> Array | None:
+    return None if v is None else read(v, x, axis, name)
 
 
 def _check_block(x: Array, axes: Axes, what: str = "channel", shape: tuple[int, ...] | None = None) -> None:
