@@ -282,21 +282,18 @@ FN float times_gauss_f32(float a, float v, float v_lo, float *power)
 }
 
 FN_BOUND(float, fn_gelu_end_f32, 14.45f); /* beyond, e^(-a^2 / 2) is 0 */
-/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Phi(-a) is 0.39894 e^(-a^2 / 2) / d, d = a + g with a g that falls from 0.8 to 0:
-   a number less 3/16 of a, and a times a fraction, which is small where the errors of all else are large. The quotient v =
-   0.39894 a / d is carried with what it lacks. 1.4 ULP */
+/* x Phi(x) = max(x, 0) - a Phi(-a), a = |x|. Twice Phi(-a) e^(a^2 / 2) is q = below / (below + a (below + above)), a quotient of
+   quartics in a. What its rounding and the divisor's took from it is q (1 + a) - 1 + q a above / below: above is small beside
+   below, so that its errors count for little. 1.4 ULP */
 FN float gelu_f32(float x)
 {
-    const float density = 0x1.988454p-2f, at_zero = 2 * density;
     float a = min_f32(abs_f32(x), fn_gelu_end_f32), power, tail;
-    float above = quartic_f32(a, -0x1.6833c2p-3f, -0x1.72cde8p-5f, 0x1.88a35p-7f, 0x1.1c916ap-7f, 0x1.951bf6p-10f);
-    float below = quartic_f32(a, 1.0f, 0x1.c115c4p-1f, 0x1.779c9ap-2f, 0x1.4d44fep-4f, 0x1.0e16b6p-7f);
-    float fraction = above / below, d = FN_FMAF(a, fraction, FN_FMAF(a, 0.8125f, at_zero));
-    float q = density / d, v = q * a, v_lo = FN_FMAF(q, a, -v);
-    /* q d - 0.39894, from d as it is before it is rounded; 1 / d is q / 0.39894 */
-    float too_much = FN_FMAF(v, fraction, FN_FMAF(v, -0.1875f, FN_FMAF(q, at_zero, FN_FMAF(q, a, -density))));
-    tail = times_gauss_f32(a, v, FN_FMAF(too_much, v * (-1.0f / density), v_lo), &power);
-    return FN_FMAF(tail * power, -0x1p-32f, max_f32(x, fn_minus_zero_f32));
+    float above = quartic_f32(a, -0x1.5d4144p-2f, -0x1.19799cp-4f, 0x1.2c6a9p-5f, 0x1.565754p-6f, 0x1.ce7a4cp-9f);
+    float below = quartic_f32(a, 0x1.bp+0f, 0x1.7b0ab8p+0f, 0x1.3d1de6p-1f, 0x1.197762p-3f, 0x1.c873bp-7f);
+    float q = below / FN_FMAF(a, above + below, below), v = q * a, v_lo = FN_FMAF(q, a, -v);
+    float too_much = FN_FMAF(below, FN_FMAF(q, a, -1.0f) + q, v * above);
+    tail = times_gauss_f32(a, v, FN_FMAF(too_much * v, minus_rough_inverse_f32(below), v_lo), &power);
+    return FN_FMAF(tail * power, -0x1p-33f, max_f32(x, fn_minus_zero_f32));
 }
 
 FN_BOUND(float, fn_gelu_slope_end_f32, 14.6f); /* beyond, the derivative is 0 or 1 */
