@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,14 @@ def as_input(x: Any, name: str = "x") -> Array:
     raise TypeError(f"{name} {what}; {_ACCEPTED}{sparse}")
 
 
+def _is_masked(x: Any) -> bool:
+    """Whether x is a masked array. np.ma is not loaded for it: a fork meanwhile would inherit the import's lock."""
+    masked = getattr(sys.modules.get("numpy.ma.core"), "MaskedArray", None)
+    return masked is not None and isinstance(x, masked)
+
+
 def _as_array(x: Any, name: str, accepted: str) -> Array:
-    if isinstance(x, np.ma.MaskedArray):
+    if _is_masked(x):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; {accepted}; fill it first: {name}.filled(value)"
         )
@@ -83,7 +90,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         return
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy.ndarray or None, not {type(out).__name__}")
-    if isinstance(out, np.ma.MaskedArray):
+    if _is_masked(out):
         raise TypeError("out is a masked array, whose mask would be ignored; give its data: out.data")
     if out.dtype != dtype:
         if out.dtype.newbyteorder("=") == dtype:
@@ -118,7 +125,7 @@ def real_param(value: Any, name: str, must_be: str = "finite", dtype: np.dtype[A
 
 
 def _as_real(value: Any, name: str) -> float:
-    if hasattr(value, "__array__") and not isinstance(value, np.ma.MaskedArray):
+    if hasattr(value, "__array__") and not _is_masked(value):
         array = np.asarray(value)
         if array.size == 1 and array.dtype.kind in "biuf":
             return float(array.reshape(-1)[0])

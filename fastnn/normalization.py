@@ -127,9 +127,9 @@ def batch_norm_backward(
 
     Error: dx, dgamma and dbeta are within 1e-5 (float64: 1e-15 * (10 + |mean| / std)) of the exact gradients, relative
     to their largest element (where the sums of all channels nearly cancel: to the root of the sum of a channel's
-    squared terms). Where the terms of dx cancel, because dy is nearly linear in x, they are computed in float64. The
-    derivative of a fused sigmoid or tanh is one of its output, rounded to x's dtype: where that is all but 1 it is less
-    exact, at 1 it is 0.
+    squared terms). Where the terms of dx cancel, because dy is nearly linear in x, they are computed in float64, which
+    itself is within that share of gamma * invstd * dy there. The derivative of a fused sigmoid or tanh is one of its
+    output, rounded to x's dtype: where that is all but 1 it is less exact, at 1 it is 0.
     """
     result = _core.batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     if result is None:
@@ -209,8 +209,8 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> tuple[Array, Array]:
     What running statistics want: invstd**-2 - eps would cancel. Raises as `batch_norm` does.
 
     Error: var within 1e-12 of its size, mean of the larger of abs(mean) and std, for up to a million values a channel
-    and mean / std up to 1e6; 1e-8 instead where the first values of a channel lie far from all others, because sums are
-    of deviations from there. Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115.
+    and mean / std up to 1e6. Sums are of deviations from the first value, and where that lies far from all others once
+    more from the mean: Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115.
     """
     result = _core.batch_stats(x, axis)
     if result is not None:

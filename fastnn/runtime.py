@@ -21,6 +21,7 @@ import numpy as np
 from fastnn import _checks, _core
 
 Choice = TypeVar("Choice", int, str)
+_TEXT = {"encoding": "utf-8", "errors": "replace"}  # of the files in /proc and /sys
 
 __all__ = ["available_isas", "info", "isa", "num_threads", "set_num_threads", "threads", "use_isa"]
 
@@ -107,7 +108,7 @@ def info() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(**_TEXT).splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -126,7 +127,7 @@ def _available_processors() -> int:
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """The CPU quota of the process's control group in whole processors; a large number if there is none."""
     try:
-        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        groups = [line.split(":", 2) for line in membership.read_text(**_TEXT).splitlines()]
     except OSError:
         return sys.maxsize
     smallest = math.inf
@@ -150,7 +151,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
 
 def _read_words(path: Path) -> list[str]:
     try:
-        return path.read_text().split()
+        return path.read_text(**_TEXT).split()
     except OSError:
         return []
 

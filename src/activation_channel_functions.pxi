@@ -151,6 +151,8 @@ def prelu(x, slope, *, axis=1, out=None):
     cdef ndarray a, s, y
     cdef int along
     a = <ndarray> x if is_simple(x) else _checks.as_input(x)
+    if not cnp.PyArray_CheckExact(slope) or type(axis) is not int:
+        a = own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
     if out is not None and may_overlap(s, y):
@@ -209,6 +211,8 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
         _checks.check_same_shape(g, a, "x")
         dtype = _checks.result_dtype(g, a)
         g, a = in_dtype(g, dtype), in_dtype(a, dtype)
+    if not cnp.PyArray_CheckExact(slope) or type(axis) is not int:
+        g, a = own_view(g), own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
     if out is not None and may_overlap(s, y) or cnp.PyArray_NDIM(s) and cnp.PyArray_STRIDE(s, 0) == 0:
@@ -372,6 +376,8 @@ def maxout(x, pieces=2, axis=1, *, out=None):
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef int along, i
     a = <ndarray> x if is_simple(x) else _checks.as_input(x)
+    if type(pieces) is not int or type(axis) is not int:
+        a = own_view(a)
     along = axis_from_front(axis, a)
     if type(pieces) is int and 0 < pieces < 1 << 30 and cnp.PyArray_DIM(a, along) % <Py_ssize_t> pieces == 0:
         job.count = pieces
@@ -427,6 +433,8 @@ def maxout_backward(dy, which, pieces=2, axis=1, out=None):
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef int along, i
     a = <ndarray> dy if is_simple(dy) else _checks.as_input(dy, "dy")
+    if not cnp.PyArray_CheckExact(which) or type(pieces) is not int or type(axis) is not int:
+        a = own_view(a)
     along = axis_from_front(axis, a)
     if type(pieces) is int and 0 < pieces < 1 << 30 and cnp.PyArray_DIM(a, along) < 1 << 30:
         job.count = pieces

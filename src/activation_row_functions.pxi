@@ -24,7 +24,7 @@ cdef struct Rows:
     fn_rows kernel
     const Py_ssize_t* labels  # of cross_entropy, else NULL
     double* losses
-    double share
+    double samples
     Py_ssize_t length    # elements of a row
     Py_ssize_t width     # rows that the kernel takes together
     bint by_row          # its form
@@ -80,7 +80,7 @@ cdef void rows_part(void* context, int part) noexcept nogil:
     cdef Py_ssize_t room  # for those that are staged: a row may be as long as the memory is large
     cdef Py_ssize_t offsets[3]
     cdef int i, other = plan.inputs - 1
-    rest.labels, rest.losses, rest.share, rest.ahead = labels, losses, rows.share, 0
+    rest.labels, rest.losses, rest.samples, rest.ahead = labels, losses, rows.samples, 0
     for i in range(3):
         tiles[i] = blocks[i].bytes + before
     if nbytes > BLOCK_BYTES and not (rows.by_row and all_direct(plan)):
@@ -156,7 +156,7 @@ cdef void streamed_part(void* context, int part) noexcept nogil:
         rows.out_of_memory = True
         return
     room = heap + -<uintptr_t> heap % CACHE_LINE
-    rest.labels, rest.losses, rest.share = labels, NULL, rows.share
+    rest.labels, rest.losses, rest.samples = labels, NULL, rows.samples
     rest.ahead = rows.width * rows.length if rows.with_powers and (plan.inputs == 1 or pitch >= FETCHING_ROW) else 0
     y -= held
     while row < end:
@@ -325,6 +325,8 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
         else:
             a = _checks.as_input(a, "x")
     x = <ndarray> a
+    if type(axis) is not int:
+        x, b = own_view(x), b if b is None else own_view(<ndarray> b)
     along = plain_axis(axis, max(cnp.PyArray_NDIM(x), 1))
     if along < 0:
         along = _checks.softmax_axis(axis, cnp.PyArray_NDIM(x))
@@ -402,6 +404,8 @@ def cross_entropy(logits, labels, out=None):
     cdef Py_ssize_t row, n
     cdef double loss = 0
     x = <ndarray> logits if is_simple(logits) else _checks.as_input(logits, "logits")
+    if not cnp.PyArray_CheckExact(labels):
+        x = own_view(x)
     if cnp.PyArray_NDIM(x) != 2:
         _checks.check_logits(x)
     n = cnp.PyArray_DIM(x, 0)
@@ -413,7 +417,7 @@ def cross_entropy(logits, labels, out=None):
     x = add_input(&rows.plan, x, y)
     if lay_rows(&rows, y, 1, FN_CROSS_ENTROPY, FN_FORWARD):
         rows.labels = <const Py_ssize_t*> cnp.PyArray_DATA(classes)
-        rows.share = 1.0 / n
+        rows.samples = n
         rows.losses = <double*> malloc(n * sizeof(double))
         if rows.losses == NULL:
             raise MemoryError(f"no memory for the losses of {n} samples")

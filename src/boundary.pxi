@@ -24,6 +24,11 @@ cdef double NANOSECONDS = 0.06     # an element of 4 bytes costs about this time
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
 
 
+cdef inline ndarray own_view(ndarray x):
+    """x with a shape that the Python code of an argument that is read later (__array__, __index__) cannot change."""
+    return x.view()
+
+
 cdef inline double work(double cost, Py_ssize_t n, int itemsize) noexcept nogil:
     """Nanoseconds that n elements of this cost take, about; double takes twice as long."""
     return cost * NANOSECONDS * n * (2 if itemsize == 8 else 1)
@@ -46,9 +51,12 @@ cdef void run_shares(fn_task task, void* job, Py_ssize_t units, Py_ssize_t* shar
             fn_parallel(task, job, parts)
 
 
+cdef object NO_GRADIENT = object()  # in place of dy in the forward direction
+
+
 cdef list checked_inputs(object x, object dy):
     """What parameters go with: mistakes in it are told before mistakes in them."""
-    if dy is None:
+    if dy is NO_GRADIENT:
         return [_checks.as_input(x)]
     arrays = [_checks.as_input(dy, "dy"), _checks.as_input(x, "saved")]
     _checks.check_same_shape(*arrays)
@@ -57,7 +65,7 @@ cdef list checked_inputs(object x, object dy):
 
 cdef inline double real_param(object value, str name, str must_be, object x, object dy) except? -1.0:
     """A scalar parameter as a double, checked and, where it is no plain float, rounded to the dtype computed in. x is what
-    was saved in the backward direction; dy is None forward."""
+    was saved in the backward direction; dy is NO_GRADIENT forward."""
     cdef double number
     if type(value) is float:
         number = value

@@ -33,7 +33,7 @@ enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_ROWS_TOGETHER = 16
 typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */
-    double share;            /* factor of the gradient */
+    double samples;          /* of which the loss is the mean */
     ptrdiff_t ahead;         /* how far after their operands rows are fetched beside exponentials, in the row form; 0: they are not */
     const char *coming[3];   /* of a, b and y: what the column form fetches meanwhile, as much as it works on, or NULL */
 } fn_rest;
@@ -60,6 +60,13 @@ enum { FN_LONG_ROW = 224 };              /* floats of a row from which on it is 
 static const double fn_zeros[FN_SETS] = {0};
 static const double fn_ones[FN_SETS] = {FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES, FN_EIGHT_ONES};
 #undef FN_EIGHT_ONES
+
+/* Whether a factor is neither 0 nor between 1 / reach and reach in size */
+static inline int64_t fn_is_extreme(double factor, double reach)
+{
+    const double size = factor > 0 ? factor : -factor;
+    return !((size == 0) | ((size * reach > 1) & (size < reach)));
+}
 
 /* Sets, `apart` elements from each other, of runs, `stride` elements from each other, of n consecutive elements. */
 typedef struct {
@@ -117,8 +124,8 @@ typedef struct {
     void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets *shape, fn_in linear, fn_in k, ptrdiff_t width, int kind,
                        double slope, int streamed, ptrdiff_t ahead);
     int64_t (*back_sets)(const void *dy, const void *x, void *dx, ptrdiff_t sets, ptrdiff_t channels, ptrdiff_t n, const double *mean,
-                         const double *invstd, const double *gamma, fn_gathered *gathered, double *dgamma, double *dbeta,
-                         double *squares, int64_t *doubtful);
+                         const double *invstd, const double *gamma, int moderate, fn_gathered *gathered, double *dgamma,
+                         double *dbeta, double *squares, int64_t *doubtful);
     /* columns */
     void (*column_sums)(fn_in x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n, fn_in shift, fn_out sums, fn_out squares);
     void (*column_apply)(fn_in x, fn_out y, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t y_stride, ptrdiff_t n, fn_in k,

@@ -36,7 +36,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fn_rest:
         const Py_ssize_t* labels
         double* losses
-        double share
+        double samples
         Py_ssize_t ahead
         const char* coming[3]
     ctypedef void (*fn_rows)(fn_in a, Py_ssize_t a_step, fn_in b, Py_ssize_t b_step, fn_out y, Py_ssize_t y_step,
@@ -56,6 +56,7 @@ cdef extern from "kernels.h" nogil:
         char bytes[192]
         bint open
         bint more
+    int64_t fn_is_extreme(double factor, double reach) noexcept
     const double fn_zeros[FN_SETS]
     const double fn_ones[FN_SETS]
     ctypedef struct fn_sets:
@@ -85,8 +86,8 @@ cdef extern from "kernels.h" nogil:
         void (*back_apply)(fn_in dy, fn_in x, fn_out dx, const fn_sets* shape, fn_in linear, fn_in k, Py_ssize_t width,
                            int kind, double slope, bint streamed, Py_ssize_t ahead) noexcept nogil
         int64_t (*back_sets)(const void* dy, const void* x, void* dx, Py_ssize_t sets, Py_ssize_t channels, Py_ssize_t n,
-                             const double* mean, const double* invstd, const double* gamma, fn_gathered* gathered,
-                             double* dgamma, double* dbeta, double* squares, int64_t* doubtful) noexcept nogil
+                             const double* mean, const double* invstd, const double* gamma, bint moderate,
+                             fn_gathered* gathered, double* dgamma, double* dbeta, double* squares, int64_t* doubtful) noexcept nogil
         void (*column_sums)(fn_in x, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t n, fn_in shift, fn_out sums,
                             fn_out squares) noexcept nogil
         void (*column_apply)(fn_in x, fn_out y, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t y_stride,

@@ -44,6 +44,7 @@ cdef struct NormJob:
     double nanoseconds   # that the job takes, about
     const double* gamma  # of every channel
     const double* beta
+    bint moderate        # no gamma is extreme: asked for where sets have one run a channel
     double* mean         # of every set, or channel; NULL for RMS norm
     double* var
     double* invstd
@@ -126,6 +127,12 @@ cdef inline double shift_at(const NormJob* job, Py_ssize_t i) noexcept nogil:
     """The shift of the sums of the set, or channel, that begins at element i: a value; none in RMS norm and for float
     data."""
     return finite((<const double*> job.x)[i]) if job.itemsize == 8 and job.centred else 0.0
+
+
+cdef inline double better_shift(const NormJob* job, double mean) noexcept nogil:
+    """The shift for summing once more, from the mean that sums about another one gave: of float data a float, so that
+    equal values have it exactly."""
+    return finite(mean if job.itemsize == 8 else <double> <float> mean)
 
 
 cdef void make_room(const NormJob* job, char* k, Py_ssize_t n, Py_ssize_t width) noexcept nogil:

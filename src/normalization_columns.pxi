@@ -365,12 +365,12 @@ cdef void column_statistics(NormJob* job) noexcept nogil:
         job.shift[c] = shift_at(job, c * job.inner)
     add_up(job)
     if job.level.norm_finish(job.partial, squares, job.shift, job.count, job.eps, job.groups, job.mean, job.var,
-                             job.invstd, job.doubtful) == 0 or job.itemsize == 8:
+                             job.invstd, job.doubtful) == 0:
         return
     for c in range(job.groups):
         if job.doubtful[c]:
-            job.shift[c] = finite((<const float*> job.x)[c * job.inner])
-    job.redoing = True
+            job.shift[c] = better_shift(job, job.mean[c])
+    job.redoing = job.itemsize == 4
     add_up(job)
     job.redoing = False
     for c in range(job.groups):

@@ -104,13 +104,13 @@ cdef void fill_lanes(double* lanes, double value) noexcept nogil:
 
 cdef void exact_statistics(const NormJob* job, Py_ssize_t number, double* mean, double* var,
                            double* invstd) noexcept nogil:
-    """Mean, variance and 1/sqrt(var + eps) of one set."""
+    """Mean, variance and 1/sqrt(var + eps) of one set, whose mean is known roughly."""
     cdef Strip strip
     cdef double sums[2]
     cdef double shift
     cdef int64_t doubtful
     cdef Py_ssize_t run, first = number * job.shape.apart
-    shift = finite((<const float*> job.x)[first]) if job.centred else 0.0
+    shift = better_shift(job, mean[0]) if job.centred else 0.0
     fill_lanes(strip.shift, shift)
     memset(strip.sums, 0, sizeof(strip.sums))
     for run in range(job.shape.runs):

@@ -171,16 +171,35 @@ cdef void chunk_coefficients(const NormJob* job, Chunk* chunk, Py_ssize_t first,
 
 # Forward.
 
+cdef void sum_again(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t i) noexcept nogil:
+    """Statistics of a set of doubles whose first value is far from the others: about the mean that its sums gave."""
+    cdef fn_sets shape = job.shape
+    cdef double* sums = chunk.sums + i
+    cdef Py_ssize_t run, runs = shape.runs
+    cdef int64_t doubtful
+    shape.sets = 1
+    shape.runs = 1  # one by one, as they may have been summed: for the same bits
+    chunk.shift[i] = better_shift(job, chunk.mean[i])
+    sums[0] = sums[chunk.width] = 0.0
+    for run in range(runs):
+        job.loops.sums(job.x + ((first + i) * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift + i, sums,
+                       sums + chunk.width)
+    job.level.norm_finish(sums, sums + chunk.width, chunk.shift + i, job.count, job.eps, 1, chunk.mean + i, chunk.var + i,
+                          chunk.invstd + i, &doubtful)
+
+
 cdef void finish_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Mean, variance and 1/sqrt(var + eps) of `count` sets from their sums."""
     cdef Py_ssize_t i
     if not job.centred:
         memset(chunk.sums, 0, count * sizeof(double))
     if job.level.norm_finish(chunk.sums, chunk.sums + chunk.width, chunk.shift, job.count, job.eps, count, chunk.mean,
-                             chunk.var, chunk.invstd, chunk.doubtful) and job.itemsize == 4:
+                             chunk.var, chunk.invstd, chunk.doubtful):
         for i in range(count):
-            if chunk.doubtful[i]:
+            if chunk.doubtful[i] and job.itemsize == 4:
                 exact_statistics(job, first + i, chunk.mean + i, chunk.var + i, chunk.invstd + i)
+            elif chunk.doubtful[i]:
+                sum_again(job, chunk, first, i)
     if job.mean != NULL:
         memcpy(job.mean + first, chunk.mean, count * sizeof(double))
     if job.var != NULL:
@@ -504,8 +523,12 @@ cdef void add_blocks(void* context, int part) noexcept nogil:
 
 cdef void run_sets(NormJob* job) noexcept nogil:
     cdef Py_ssize_t width = 2 * gradient_width(job)
+    cdef Py_ssize_t i
     if job.dy == NULL and job.shape.runs > 1 and in_blocks(job):
         job.streamed = False  # only few such runs follow each other
+    job.moderate = True
+    for i in range(job.groups * job.channels if job.dy != NULL else 0):
+        job.moderate &= not fn_is_extreme(job.gamma[i], 1e15)
     fn_parallel(set_part, job, job.parts)
     if job.dy != NULL and job.blocks > 1:
         job.parts = parts_for(work(ADD_COST, width * job.blocks, 8), width)

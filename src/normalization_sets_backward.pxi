@@ -205,7 +205,7 @@ cdef void backward_runs(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_s
     cdef Py_ssize_t at = first * job.shape.apart * job.itemsize, number
     cdef bint doubtful = job.loops.back_sets(job.dy + at, job.x + at, job.result + at, count, job.channels, job.inner,
                                              job.mean + first, job.invstd + first,
-                                             job.gamma + first % job.groups * job.channels,
+                                             job.gamma + first % job.groups * job.channels, job.moderate,
                                              &chunk.gathered if job.streamed and not job.staged else NULL,
                                              chunk.gradients, chunk.gradients + chunk.width, chunk.sums,
                                              chunk.doubtful) != 0

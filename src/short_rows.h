@@ -1,7 +1,7 @@
 /* Layer, RMS and group norm of short rows, of at least 8 values with a gamma each (see norm_short_rows in
  * normalization_row_loops.pxi.tp), FN_SETS rows at most that follow each other. Floats go as in long rows: one pass of sums, results
  * and gradients in their own arithmetic. All else is in double and about the mean, so that nothing is ever doubtful: doubles, and of
- * floats what was. */
+ * floats the rows that are. */
 #ifndef FN_SHORT_ROWS_H
 #define FN_SHORT_ROWS_H
 
@@ -217,11 +217,11 @@ FN_SHORT_APPLY(64, double, fn_doubles, fn_doubles, FN_PARTS)
         FN_WRITE_ROWS(real, FN_WHOLE_64, fn_doubles, FN_PARTS, store, dx, rows, n, streamed, gathered, FN_BEGIN_BACK_ROW, \
                       FN_ROW_GRADIENT_##bits); \
     } \
-    static inline void fn_short_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, \
-                                            const real *gamma, int centred, const double *mean, const double *invstd, \
-                                            fn_gathered *gathered, ptrdiff_t ahead, double *dgamma, double *dbeta) \
+    static inline void fn_short_forms_##bits(const real *dy, const real *x, ptrdiff_t rows, ptrdiff_t n, const real *gamma, \
+                                             int centred, const double *mean, const double *invstd, ptrdiff_t ahead, \
+                                             double *dgamma, double *dbeta, double *b, double *c) \
     { \
-        double sums[FN_SETS], products[FN_SETS], b[FN_SETS], c[FN_SETS]; \
+        double sums[FN_SETS], products[FN_SETS]; \
         if (n == 16) \
             fn_sum_rows_of_##bits(dy, x, rows, 16, gamma, mean, invstd, ahead, dgamma, dbeta, sums, products); \
         else \
@@ -230,6 +230,11 @@ FN_SHORT_APPLY(64, double, fn_doubles, fn_doubles, FN_PARTS)
             b[row] = -(products[row] / (double)n) * invstd[row] * invstd[row]; \
             c[row] = centred ? -(sums[row] / (double)n) * invstd[row] : 0; \
         } \
+    } \
+    static inline void fn_write_back_##bits(const real *dy, const real *x, real *dx, ptrdiff_t rows, ptrdiff_t n, const real *gamma, \
+                                            const double *mean, const double *invstd, const double *b, const double *c, \
+                                            fn_gathered *gathered) \
+    { \
         if (gathered) \
             fn_back_rows_of_##bits(dy, x, dx, rows, n, gamma, mean, invstd, b, c, gathered, 1); \
         else if (n == 16) \
@@ -248,6 +253,14 @@ FN_SHORT_APPLY(64, double, fn_doubles, fn_doubles, FN_PARTS)
 #define FN_STORE_FROM_64(some, x, value) FN_STORE_NARROWED(x, value)
 FN_SHORT_ROWS_BACK(32, float, FN_WIDENED, FN_STORE_FROM_64)
 FN_SHORT_ROWS_BACK(64, double, FN_LOAD_64, FN_STORE_64)
+static inline void fn_short_back_64(const double *dy, const double *x, double *dx, ptrdiff_t rows, ptrdiff_t n, const double *gamma,
+                                    int centred, const double *mean, const double *invstd, fn_gathered *gathered, ptrdiff_t ahead,
+                                    double *dgamma, double *dbeta)
+{
+    double b[FN_SETS], c[FN_SETS];
+    fn_short_forms_64(dy, x, rows, n, gamma, centred, mean, invstd, ahead, dgamma, dbeta, b, c);
+    fn_write_back_64(dy, x, dx, rows, n, gamma, mean, invstd, b, c, gathered);
+}
 
 /* The same of floats in their own arithmetic, up to the sums of g, g * u and g * g of each row, u = x * scale - centre, with which
  * x_hat = u * factor + offset. k holds the arrays of coefficients, `width` apart: factor and offset are in the places of high and bias.
@@ -319,6 +332,22 @@ static inline void fn_write_row_gradients(const float *dy, const float *x, float
         fn_write_row_gradients_of(dy, x, dx, rows, n, gamma, k, linear, width, gathered, 1);
     else
         fn_write_row_gradients_of(dy, x, dx, rows, n, gamma, k, linear, width, gathered, 0);
+}
+/* The same where some rows are doubtful: these in double, the others as ever, for a row must not change with its neighbours; the
+ * gradients of gamma and beta, which are those of all rows, in double. */
+static inline void fn_short_back_mixed(const float *dy, const float *x, float *dx, ptrdiff_t rows, ptrdiff_t n, const float *gamma,
+                                       int centred, const double *mean, const double *invstd, const int64_t *doubtful,
+                                       const float *k, const float *linear, ptrdiff_t width, fn_gathered *gathered,
+                                       ptrdiff_t ahead, double *dgamma, double *dbeta)
+{
+    double b[FN_SETS], c[FN_SETS];
+    fn_short_forms_32(dy, x, rows, n, gamma, centred, mean, invstd, ahead, dgamma, dbeta, b, c);
+    for (ptrdiff_t row = 0; row < rows; row++, dy += n, x += n, dx += n) {
+        if (doubtful[row])
+            fn_write_back_32(dy, x, dx, 1, n, gamma, mean + row, invstd + row, b + row, c + row, gathered);
+        else
+            fn_write_row_gradients(dy, x, dx, 1, n, gamma, k + row, linear + row, width, gathered);
+    }
 }
 
 #endif

@@ -56,6 +56,36 @@ def test_softmax_keeps_four_ulp_over_long_rows(dtype, scale, dominating, isa):
         assert_ulp(getattr(fn, name)(x), exact.astype(np.float64), 4.0, x)
 
 
+# Rows at which errors of exp, of the sum and of the quotient go the same way: the worst of long searches.
+HARD_ROWS = [
+    np.array([0.10568794479015138, 0.2525521437659167, 0.37805852409600055]),
+    np.array([0.8137167485911843, -5.157952764441162, -5.734026886594953]),
+    (np.random.default_rng(42).standard_normal((400, 700)) * 7)[133],
+]
+
+
+@pytest.mark.parametrize("row", HARD_ROWS, ids=len)
+def test_float64_keeps_four_ulp_at_hard_rows(row, isa):
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workprec(200):
+        powers = [mpmath.exp(float(value)) for value in row]
+        total = mpmath.fsum(powers)
+        shares = [power / total for power in powers]
+        for result, exact in (
+            (fn.softmax(row), shares),
+            (fn.log_softmax(row), [float(value) - mpmath.log(total) for value in row]),
+            *(
+                (
+                    fn.cross_entropy(np.tile(row, (n, 1)), np.zeros(n, int))[1][0],
+                    [(share - (1 if i == 0 else 0)) / n for i, share in enumerate(shares)],
+                )
+                for n in (5, 333)
+            ),
+        ):
+            for got, want in zip(result, exact, strict=True):
+                assert abs(float(got) - want) <= 4 * np.spacing(abs(float(want)))
+
+
 @pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES)
 @by_dtype
 def test_softmax_backward(shape, axis, dtype, isa):

@@ -207,9 +207,30 @@ def test_statistics_are_as_near_as_documented(dtype, mean, first, isa):
         exact, squares = wide.mean(axes), wide.var(axes)
         with runtime.use_isa(isa):
             got, var = fn.batch_stats(x, axis=axis)
-        limit = 1e-12 if first is None else 1e-8
-        assert np.all(np.abs(var - squares) <= limit * squares)
-        assert np.all(np.abs(got - exact) <= limit * np.maximum(np.abs(exact), np.sqrt(squares)))
+        assert np.all(np.abs(var - squares) <= 1e-12 * squares)
+        assert np.all(np.abs(got - exact) <= 1e-12 * np.maximum(np.abs(exact), np.sqrt(squares)))
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("first", [0.0, 1e2, 1e6])
+def test_a_first_value_far_from_the_others_costs_no_digits(first, isa):
+    """Padding, or a black pixel: the shift of the sums of doubles."""
+    rng = np.random.default_rng(0)
+    for shape, axis in (((20_000, 5), 1), ((20_000, 1), 1), ((4, 3, 20, 300), 1), ((3, 4, 70), 1)):
+        x = rng.standard_normal(shape) + 100
+        np.moveaxis(x, axis, -1)[(0,) * (x.ndim - 1)] = first
+        red = tuple(i for i in range(x.ndim) if i != axis)
+        wide = x.astype(np.longdouble)
+        mean = wide.mean(red, keepdims=True)
+        invstd = 1 / np.sqrt(wide.var(red, keepdims=True) + np.longdouble(1e-5))
+        exact = (wide - mean) * invstd
+        limit = 1e-14 * (10 + np.abs(mean) * invstd) * np.maximum(1, np.abs(exact))
+        flat = np.ascontiguousarray(np.moveaxis(x, axis, 0)).reshape(x.shape[axis], -1)
+        with runtime.use_isa(isa):
+            y = fn.batch_norm(x, axis=axis)[0]
+            z = fn.layer_norm(flat)[0].reshape(np.moveaxis(x, axis, 0).shape)
+        assert np.all(np.abs(y - exact) <= limit)
+        assert np.all(np.abs(np.moveaxis(z, 0, axis) - exact) <= limit)
 
 
 @pytest.mark.parametrize("isa", runtime.available_isas())

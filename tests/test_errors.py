@@ -219,11 +219,43 @@ def test_a_wrong_shape_is_told_where_the_right_one_comes_from(module, call, word
     assert "(4, 8, 5, 3)" in str(error.value)
 
 
+def test_a_shape_that_changes_while_other_arguments_are_read():
+    """__array__ and __index__ are code of others; what is computed is the array as it was given."""
+    x = np.ones((2, 3, 4), np.float32)
+
+    class Reshapes:
+        def __init__(self, value, array=x, shape=(24, 1, 1)):
+            self.value, self.array, self.shape = value, array, shape
+
+        def __array__(self, dtype=None, copy=None):
+            self.array.shape = self.shape
+            return np.asarray(self.value)
+
+        def __index__(self):
+            self.array.shape = self.shape
+            return self.value
+
+    flat = np.ones((1, 24), np.float32)
+    y, which = fn.maxout(x, Reshapes(2), axis=2)
+    assert y.shape == which.shape == (2, 3, 2)
+    x.shape = (2, 3, 4)
+    assert fn.softmax(x, Reshapes(2)).shape == (2, 3, 4)
+    x.shape = (2, 3, 4)
+    assert fn.maxout_backward(x, Reshapes(np.zeros((2, 3, 4), int)), 2, 2).shape == (2, 3, 8)
+    x.shape = (2, 3, 4)
+    assert fn.prelu(x, Reshapes(np.ones(3, np.float32))).shape == (2, 3, 4)
+    x.shape = (2, 3, 4)
+    assert fn.prelu_backward(x, x.copy(), Reshapes(np.ones(3, np.float32)))[0].shape == (2, 3, 4)
+    assert fn.cross_entropy(flat, Reshapes([3], flat, (24, 1)))[1].shape == (1, 24)
+
+
 @MODULES
 def test_none_is_called_by_its_name(module):
     for call, name in (
         (lambda: module.relu(None), "x"),
         (lambda: module.relu_backward(None, X), "dy"),
+        (lambda: module.elu_backward(None, X, float("nan")), "dy"),
+        (lambda: module.hardtanh_backward(None, X, 2, 1), "dy"),
         (lambda: module.batch_norm_inference(np.ones((2, 3)), np.ones(3), None), "var"),
     ):
         with pytest.raises(TypeError, match=f"^{name} is None, of dtype object; accepted are"):

@@ -274,6 +274,57 @@ def test_sets_know_nothing_of_those_beside_them(name, shape, gamma_shape, rest, 
                     assert same_bits([a.reshape(count, -1)[kept::2]], [b.reshape(count, -1)[kept::2]])
 
 
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "shape", "gamma_shape", "rest"),
+    [
+        *[(name, (24, n), (n,), {}) for name in ("layer_norm", "rms_norm") for n in (12, 20, 64, 100, 223, 256, 1000)],
+        ("group_norm", (24, 8, 3, 5), (8,), {"groups": 1}),
+        ("group_norm", (24, 8, 3, 5), (8,), {"groups": 2}),
+        ("instance_norm", (24, 1, 7, 9), (1,), {}),
+    ],
+)
+def test_gradients_know_nothing_of_rows_beside_them(name, shape, gamma_shape, rest, dtype, isa, mesh):
+    """One of them is linear in x, so that its gradient cancels, one is not finite."""
+    x, dy, gamma, _ = arrays(shape, gamma_shape, dtype)
+    with runtime.use_isa(isa):
+        _, *saved = getattr(fn, name)(x, gamma=gamma, **rest)
+        other = dy.copy()
+        other[2] = 3 * x[2] + 1
+        other[9] = np.nan
+        others = [i for i in range(len(x)) if i not in (2, 9)]
+        plain, *_ = getattr(fn, f"{name}_backward")(dy, x, *saved, **rest, gamma=gamma)
+        mixed, *_ = getattr(fn, f"{name}_backward")(other, x, *saved, **rest, gamma=gamma)
+        assert same_bits([plain[others]], [mixed[others]])
+        for place in (0, 1):  # over dy, over x
+            given = [other.copy(), x.copy()]
+            getattr(fn, f"{name}_backward")(*given, *saved, **rest, gamma=gamma, out=given[place])
+            assert same_bits([mixed], [given[place]])
+        row = np.s_[2:3]
+        alone, *_ = getattr(fn, f"{name}_backward")(other[row], x[row], *(s[row] for s in saved), **rest, gamma=gamma)
+        assert same_bits([alone], [mixed[row]])
+
+
+@pytest.mark.parametrize("isa", runtime.available_isas())
+def test_gamma_and_scale_at_the_ends_of_the_range(isa):
+    """gamma * invstd leaves float32's normal numbers, dx does not."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((2, 2, 3, 50))
+    with runtime.use_isa(isa):
+        for size, slope, weight, eps in ((1e-23, 0.0, 1e17, 0.0), (1e-23, 1e-12, 1e17, 0.0), (1e20, 1e15, 1e-25, 1e-5)):
+            x, dy = (normal * np.array([size, slope]).reshape(2, 1, 1, 1)).astype(np.float32)
+            gamma = np.array([weight, 1.0, 0.0], np.float32)
+            for name, rest in (("instance_norm", {}), ("group_norm", {"groups": 3}), ("group_norm", {"groups": 1})):
+                saved = getattr(reference, name)(x, eps=eps, **rest)[1:]
+                got, want = (
+                    getattr(module, f"{name}_backward")(dy, x, *saved, **rest, gamma=gamma)[0]
+                    for module in (fn, reference)
+                )
+                largest = np.abs(want).max(axis=(1, 2) if rest == {"groups": 1} else -1, keepdims=True)
+                assert np.all(np.abs(got - want) <= 1e-5 * largest)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("what", "shape", "gamma_shape", "rest"),

@@ -1,6 +1,7 @@
 """Threads: fork, concurrent callers, and where the number of threads comes from."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +37,24 @@ for generation in range(3):
     assert np.array_equal(fn.gelu(x), want)
 print("fine")
 """
+
+
+def test_a_first_call_imports_nothing():
+    """A fork of another thread would inherit the lock of an import that a call has begun."""
+    code = """
+import sys, numpy as np, fastnn as fn
+before = set(sys.modules)
+fn.relu([1.0]), fn.softplus([1.0], np.float32(2)), fn.elu(np.ones(3), 2), fn.cross_entropy([[1, 2]], [0])
+fn.batch_norm([[1, 2], [3, 4]], out=np.empty((2, 2)))
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_warnings_of_encodings_do_not_stop_the_import():
+    """The files in which the system tells of processors and quotas are read with an encoding of their own."""
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error", "-c", "import fastnn"]
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
