@@ -1,6 +1,9 @@
 """The adapter for JAX: jit, grad, vmap and their combinations, against JAX's own functions."""
 
+import os
 import pickle
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -162,6 +165,25 @@ def test_every_function_can_be_pickled():
 def test_large_arrays_do_not_deadlock():
     x = np.ones((512, 4096), np.float32)
     assert np.array_equal(jax.jit(lambda x: F.relu(F.relu(x) - 2))(x), np.zeros_like(x))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinities")
+def test_a_single_processor_is_warned_of():
+    code = f"""
+import os, warnings
+os.sched_setaffinity(0, [{min(os.sched_getaffinity(0))}])
+warnings.simplefilter("ignore")
+import jax
+if {{off}}:
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    from fastnn.backends import jax as F
+print(["single processor" in str(one.message) for one in seen].count(True))
+"""
+    for off in (False, True):
+        run = subprocess.run([sys.executable, "-c", code.format(off=off)], capture_output=True, text=True, check=True)
+        assert run.stdout == f"{int(not off)}\n"
 
 
 def test_dtypes_and_errors():

@@ -66,6 +66,8 @@ class Function:
             return call(x, *map(_plain, params, self.params))
 
         function.__name__ = self.name
+        # a code object of its own: torch.compile counts what it compiles by that, and gives up after eight
+        function.__code__ = function.__code__.replace(co_name=self.name)
         function.__doc__ = f"fastnn.{self.name} for {host}, differentiable with respect to x."
         function.__signature__ = self.signature  # type: ignore[attr-defined]
         return function

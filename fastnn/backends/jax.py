@@ -6,12 +6,14 @@
 Names and parameters are fastnn's; parameters are static (a traced alpha is refused). Values that only a backward pass
 needs are not returned: normalizations and maxout give y alone, cross_entropy the loss. A kernel is reached by
 jax.pure_callback, which costs tens of microseconds a call and is opaque to XLA's fusion: docs/backends.md says
-what it is good for all the same. The derivative is a kernel too, and can be differentiated again; forward mode (jvp,
-jacfwd) is not available.
+what it is good for all the same, and when JAX waits for its own callbacks for ever. The derivative is a kernel too, and
+can be differentiated again; forward mode (jvp, jacfwd) is not available.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,21 @@ except ImportError as error:
     raise _host.absent("jax") from error
 
 _host.check_version("jax", jax.__version__)
+
+
+def _warn_of_waiting() -> None:
+    """On one processor the thread that runs a callback is the one that should bring its arguments."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if processors == 1 and jax.config.values.get("jax_cpu_enable_async_dispatch", False):
+        warnings.warn(
+            "on a single processor JAX can wait for ever for the arguments of a callback, as these functions are; call "
+            'jax.config.update("jax_cpu_enable_async_dispatch", False) before fastnn.backends.jax is imported',
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+_warn_of_waiting()
 
 __all__ = [*_functions.NAMES, *_functions.NORMALIZATIONS]
 
