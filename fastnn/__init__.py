@@ -20,13 +20,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 try:
-    from fastnn import _core as _core
+    import_module("fastnn._core")  # `from fastnn import` would suspect a circular import
 except ImportError as error:
     raise ImportError(
         f"the compiled part of fastnn in {__path__[0]} cannot be loaded ({error}); where it is missing or broken, "
         'build it in a source checkout with "pip install -e .", or start Python elsewhere to use an installed fastnn'
     ) from error
 
+from fastnn import _core as _core
 from fastnn import activations, diagnostics, init, normalization, preprocessing, runtime
 from fastnn.activations import *  # noqa: F403
 from fastnn.normalization import *  # noqa: F403

@@ -4,8 +4,8 @@
    and integer work on the bits. So the compiler vectorises it at any width, and an element's result does not depend on
    the width.
 
-   NAME_first and NAME_then (of a derivative NAME_slope_first and NAME_slope_then) are two steps of a function, each in a loop of its
-   own over some hundred elements; the two numbers that the first returns and stores the second is given after x. The processor
+   NAME_first and NAME_then (of a derivative NAME_slope_first and NAME_slope_then) are two steps of a function, each in a loop of
+   its own over some hundred elements; the two numbers that the first returns and stores the second is given after x. The processor
    overlaps the elements of two short chains of dependent operations better than those of a long one. */
 #ifndef FASTNN_ELEMENTARY_H
 #define FASTNN_ELEMENTARY_H

@@ -3,7 +3,7 @@
 # normalization_sets.pxi runs jobs whose data comes in sets, each with statistics of its own and made of long runs of
 # consecutive elements: batch norm of (N, C, H, W), layer, RMS, group and instance norm. normalization_columns.pxi runs
 # batch norm where the runs of a channel are short: (N, D), channels-last, small images. normalization_exact.pxi redoes
-# in double what float arithmetic cannot do well enough. layer_norm.pxi is the boundary of the others.
+# in double what float arithmetic cannot do well enough. normalization_rows_groups.pxi is the boundary of the others.
 #
 # Work is cut into units that depend on the shape alone, and sums of blocks are added in the blocks' order, so the
 # result has the same bits with any number of threads.
@@ -339,7 +339,7 @@ cdef double* scratch_for(Py_ssize_t n, double* few) except NULL:
 
 cdef inline Py_ssize_t scratch_size(NormJob* job) noexcept:
     """Doubles that the job's form needs."""
-    return set_scratch(job) if job.by_set else column_scratch(job)
+    return scratch_of_sets(job) if job.by_set else column_scratch(job)
 
 
 cdef inline void lay_out(NormJob* job, double* scratch) noexcept:

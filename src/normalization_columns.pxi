@@ -45,7 +45,7 @@ cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inn
         done += done
 
 
-cdef void gather(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner,
+cdef void sum_columns(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner,
                  Py_ssize_t repeat) noexcept nogil:
     """The sum of each channel's columns."""
     cdef Py_ssize_t c, i, j
@@ -308,7 +308,7 @@ cdef void column_unit(const NormJob* job, const Tile* tile, Py_ssize_t number) n
     if rest:
         add_rows(job, tile, last, 1, pitch * job.repeat, rest * pitch, sums)
     for array in range(2 if job.dy == NULL else 3):
-        gather(partial + array * job.groups, sums + array * FN_COLUMNS, tile.n, job.inner, job.repeat)
+        sum_columns(partial + array * job.groups, sums + array * FN_COLUMNS, tile.n, job.inner, job.repeat)
 
 
 cdef void column_part(void* context, int part) noexcept nogil:

@@ -458,7 +458,7 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
     return job.blocks * job.slices if job.dy != NULL else job.sets
 
 
-cdef Py_ssize_t set_scratch(NormJob* job) noexcept:
+cdef Py_ssize_t scratch_of_sets(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
     job.parts = parts_for(job.nanoseconds, units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)

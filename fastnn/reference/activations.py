@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -416,7 +416,7 @@ def selu_backward(dy: ArrayLike, saved: ArrayLike, *, out: Array | None = None) 
 # --- smooth gates: x times something between 0 and 1 -------------------------------------------------------------
 
 
-def gelu(x: ArrayLike, approximate: str = "none", *, out: Array | None = None) -> Array:
+def gelu(x: ArrayLike, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None) -> Array:
     """Gaussian error linear unit (Hendrycks and Gimpel 2016). Its backward saves x.
 
     approximate="none": x * Phi(x), Phi the standard normal distribution function;
@@ -427,7 +427,9 @@ def gelu(x: ArrayLike, approximate: str = "none", *, out: Array | None = None) -
     return _forward(_gelu if exact else _gelu_tanh, x, out)
 
 
-def gelu_backward(dy: ArrayLike, saved: ArrayLike, approximate: str = "none", *, out: Array | None = None) -> Array:
+def gelu_backward(
+    dy: ArrayLike, saved: ArrayLike, approximate: Literal["none", "tanh"] = "none", *, out: Array | None = None
+) -> Array:
     """dy * (Phi(x) + x * phi(x)), phi the normal density, or the derivative of the tanh form; saved = x."""
     exact = _checks.gelu_variant(approximate) == "gelu"
     derivative = _gelu_derivative if exact else _gelu_tanh_derivative

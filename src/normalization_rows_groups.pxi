@@ -75,7 +75,7 @@ cdef tuple forward_layer(object x, object gamma, object beta, object eps, object
         job.weights = cnp.PyArray_BYTES(weights)
         job.offsets = cnp.PyArray_BYTES(offsets)
     job.centred = centred
-    room = scratch_for(set_scratch(&job), few)
+    room = scratch_for(scratch_of_sets(&job), few)
     try:
         y = result_array(&job, <ndarray> x, out)
         invstd = cnp.PyArray_EMPTY(first, cnp.PyArray_DIMS(<ndarray> x), cnp.NPY_DOUBLE, 0)
@@ -110,7 +110,7 @@ cdef tuple backward_layer(object dy, object x, object mean, object invstd, objec
         return None
     job.weights = cnp.PyArray_BYTES(weights)
     job.centred = centred
-    room = scratch_for(set_scratch(&job), few)
+    room = scratch_for(scratch_of_sets(&job), few)
     try:
         dx = result_array(&job, <ndarray> x, out)
         lay_out_sets(&job, room)
@@ -210,7 +210,7 @@ cdef tuple forward_group(object x, object groups, object gamma, object beta, obj
     if not set_groups(&job, x, groups, axis, None, out) or not set_eps(&job.eps, eps):
         return None
     channels = channels_of(&job)
-    room = scratch_for(2 * channels + spread_size(&job) + set_scratch(&job), few)
+    room = scratch_for(2 * channels + spread_size(&job) + scratch_of_sets(&job), few)
     try:
         if not (read_vector(gamma, channels, 1.0, room) and read_vector(beta, channels, 0.0, room + channels)):
             return None
@@ -252,7 +252,7 @@ cdef tuple backward_group(object dy, object x, object mean, object invstd, objec
     if job.mean == NULL or job.invstd == NULL:
         return None
     channels = channels_of(&job)
-    room = scratch_for(2 * channels + spread_size(&job) + set_scratch(&job), few)
+    room = scratch_for(2 * channels + spread_size(&job) + scratch_of_sets(&job), few)
     try:
         if not read_vector(gamma, channels, 1.0, room):
             return None
@@ -263,8 +263,8 @@ cdef tuple backward_group(object dy, object x, object mean, object invstd, objec
         lay_out_sets(&job, room + 2 * channels + spread_size(&job))
         run_released(&job)
         if job.channels == 0:
-            gather(room, job.dgamma, channels, job.inner, 1)
-            gather(room + channels, job.dbeta, channels, job.inner, 1)
+            sum_columns(room, job.dgamma, channels, job.inner, 1)
+            sum_columns(room + channels, job.dbeta, channels, job.inner, 1)
             job.dgamma = room
             job.dbeta = room + channels
         dtype = cnp.PyArray_TYPE(<ndarray> (x if gamma is None else gamma))
