@@ -129,9 +129,9 @@ def _as_real(value: Any, name: str) -> float:
         array = np.asarray(value)
         if array.size == 1 and array.dtype.kind in "biuf":
             return float(array.reshape(-1)[0])
-        raise TypeError(f"{name} must be a real number, not an array of dtype {array.dtype} and shape {array.shape}")
+        raise TypeError(f"{name} must be a real number, not {_described(array)}")
     if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, not {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a real number, not {_described(value)}")
     try:
         return float(value)
     except OverflowError:  # an int or a fraction beyond float64
@@ -151,8 +151,8 @@ def _satisfies(number: float, must_be: str) -> bool:
 
 
 def _described(value: Any) -> str:
-    """What was given in place of a word; of an array not what it holds."""
-    if isinstance(value, np.ndarray):
+    """What was given in place of a number or a word; of an array not what it holds."""
+    if isinstance(value, np.ndarray) and not _is_masked(value):
         return f"an array of dtype {value.dtype} and shape {value.shape}"
     return f"{value!r} of type {type(value).__name__}"
 
@@ -194,7 +194,7 @@ def integer_param(value: Any, name: str, at_least: int | None = None) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r} of type {type(value).__name__}") from None
+        raise TypeError(f"{name} must be an integer, not {_described(value)}") from None
     if at_least is not None and number < at_least:
         raise ValueError(f"{name} is {number}; it must be at least {at_least}")
     return number

@@ -115,13 +115,17 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def _affinity() -> int:
+    """Processors on which the system lets this process run."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
 def _available_processors() -> int:
     """Processors that this process may use: its affinity, and its cgroup's quota rounded up."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        count = os.cpu_count() or 1
-    return max(1, min(count, _cgroup_quota(), _core.MAX_THREADS))
+    return max(1, min(_affinity(), _cgroup_quota(), _core.MAX_THREADS))
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:

@@ -151,7 +151,7 @@ def prelu(x, slope, *, axis=1, out=None):
     cdef ndarray a, s, y
     cdef int along
     a = <ndarray> x if is_simple(x) else _checks.as_input(x)
-    if not cnp.PyArray_CheckExact(slope) or type(axis) is not int:
+    if runs_code(slope) or runs_code(axis):
         a = own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
@@ -211,7 +211,7 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
         _checks.check_same_shape(g, a, "x")
         dtype = _checks.result_dtype(g, a)
         g, a = in_dtype(g, dtype), in_dtype(a, dtype)
-    if not cnp.PyArray_CheckExact(slope) or type(axis) is not int:
+    if runs_code(slope) or runs_code(axis):
         g, a = own_view(g), own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
@@ -376,7 +376,7 @@ def maxout(x, pieces=2, axis=1, *, out=None):
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef int along, i
     a = <ndarray> x if is_simple(x) else _checks.as_input(x)
-    if type(pieces) is not int or type(axis) is not int:
+    if runs_code(pieces) or runs_code(axis):
         a = own_view(a)
     along = axis_from_front(axis, a)
     if type(pieces) is int and 0 < pieces < 1 << 30 and cnp.PyArray_DIM(a, along) % <Py_ssize_t> pieces == 0:
@@ -433,7 +433,7 @@ def maxout_backward(dy, which, pieces=2, axis=1, out=None):
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef int along, i
     a = <ndarray> dy if is_simple(dy) else _checks.as_input(dy, "dy")
-    if not cnp.PyArray_CheckExact(which) or type(pieces) is not int or type(axis) is not int:
+    if runs_code(which) or runs_code(pieces) or runs_code(axis):
         a = own_view(a)
     along = axis_from_front(axis, a)
     if type(pieces) is int and 0 < pieces < 1 << 30 and cnp.PyArray_DIM(a, along) < 1 << 30:

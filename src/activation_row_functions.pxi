@@ -325,7 +325,7 @@ cdef object along_rows(int kind, int direction, object a, object b, object axis,
         else:
             a = _checks.as_input(a, "x")
     x = <ndarray> a
-    if type(axis) is not int:
+    if runs_code(axis):
         x, b = own_view(x), b if b is None else own_view(<ndarray> b)
     along = plain_axis(axis, max(cnp.PyArray_NDIM(x), 1))
     if along < 0:
@@ -404,7 +404,7 @@ def cross_entropy(logits, labels, out=None):
     cdef Py_ssize_t row, n
     cdef double loss = 0
     x = <ndarray> logits if is_simple(logits) else _checks.as_input(logits, "logits")
-    if not cnp.PyArray_CheckExact(labels):
+    if runs_code(labels):
         x = own_view(x)
     if cnp.PyArray_NDIM(x) != 2:
         _checks.check_logits(x)

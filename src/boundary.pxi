@@ -24,8 +24,13 @@ cdef double NANOSECONDS = 0.06     # an element of 4 bytes costs about this time
 cdef double RELEASE_GIL = 4000.0   # nanoseconds of work from which on releasing the GIL is worth its price
 
 
+cdef inline bint runs_code(object argument) noexcept:
+    """Whether reading an argument may run Python code of others (__array__, __index__)."""
+    return type(argument) is not int and not cnp.PyArray_CheckExact(argument)
+
+
 cdef inline ndarray own_view(ndarray x):
-    """x with a shape that the Python code of an argument that is read later (__array__, __index__) cannot change."""
+    """x with a shape that code which an argument that is read later runs cannot change."""
     return x.view()
 
 

@@ -175,15 +175,11 @@ cdef void sum_again(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize
     """Statistics of a set of doubles whose first value is far from the others: about the mean that its sums gave."""
     cdef fn_sets shape = job.shape
     cdef double* sums = chunk.sums + i
-    cdef Py_ssize_t run, runs = shape.runs
     cdef int64_t doubtful
     shape.sets = 1
-    shape.runs = 1  # one by one, as they may have been summed: for the same bits
     chunk.shift[i] = better_shift(job, chunk.mean[i])
     sums[0] = sums[chunk.width] = 0.0
-    for run in range(runs):
-        job.loops.sums(job.x + ((first + i) * shape.apart + run * shape.stride) * job.itemsize, &shape, chunk.shift + i, sums,
-                       sums + chunk.width)
+    job.loops.sums(job.x + (first + i) * shape.apart * job.itemsize, &shape, chunk.shift + i, sums, sums + chunk.width)
     job.level.norm_finish(sums, sums + chunk.width, chunk.shift + i, job.count, job.eps, 1, chunk.mean + i, chunk.var + i,
                           chunk.invstd + i, &doubtful)
 

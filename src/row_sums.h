@@ -27,15 +27,6 @@
     } while (0)
 #define FN_ADD_64(sums, errors, vectors, part, doubles) \
     FN_ADD_EXACTLY((sums)[(part) % (vectors)], (errors)[(part) % (vectors)], doubles)
-/* The same of the vectors at four places: of floats at once, of doubles one by one, for with each sum the largest is rounded */
-#define FN_ADD_FOUR_32(sums, errors, vectors, part, a, b, c, d) FN_ADD_32(sums, errors, vectors, part, ((a) + (b)) + ((c) + (d)))
-#define FN_ADD_FOUR_64(sums, errors, vectors, part, a, b, c, d) \
-    do { \
-        FN_ADD_64(sums, errors, vectors, part, a); \
-        FN_ADD_64(sums, errors, vectors, part, b); \
-        FN_ADD_64(sums, errors, vectors, part, c); \
-        FN_ADD_64(sums, errors, vectors, part, d); \
-    } while (0)
 #define FN_ADD_ONE_32(sum, error, x) ((sum) += (x))
 #define FN_ADD_ONE_64(sum, error, x) FN_ADD_EXACTLY(sum, error, x)
 /* terms = the sixteen elements from i on, as doubles */
@@ -115,10 +106,10 @@ static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubl
             FN_ADD_REST(bits, EIGHT, vector); \
             return fn_total_of_eight_##bits(sums, errors); \
         } \
-        for (; i + 64 <= n; i += 64) \
+        for (; (bits) == 32 && i + 64 <= n; i += 64) \
             for (int part = 0; part < PARTS; part++) { \
                 const ptrdiff_t at = i + part * STEP; \
-                FN_ADD_FOUR_##bits(sums, errors, SIXTEEN, part, vector(at), vector(at + 16), vector(at + 32), vector(at + 48)); \
+                FN_ADD_##bits(sums, errors, SIXTEEN, part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
             } \
         FN_ADD_REST(bits, SIXTEEN, vector); \
         return fn_total_##bits(sums, errors); \

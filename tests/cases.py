@@ -211,3 +211,15 @@ def run(script: str, **environment: str) -> tuple[str, str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
+
+
+def interrupted_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, in which Ctrl-C is pressed at every call after so many."""
+    left = iter(range(calls))
+
+    def interrupted(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return interrupted

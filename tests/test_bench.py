@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import interrupted_after
 
 import fastnn
 import fastnn.reference as reference
@@ -251,14 +252,7 @@ def test_files_are_saved_whoever_reads_what_is_printed(tmp_path: Path, monkeypat
 def test_ctrl_c_keeps_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure, left = Runner.measure, iter(range(2))
-
-    def measure_two(*args: Any) -> Row:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return measure(*args)
-
-    monkeypatch.setattr(Runner, "measure", measure_two)
+    monkeypatch.setattr(Runner, "measure", interrupted_after(2, Runner.measure))
     words = ("--quick", "--only", "relu", "--only", "tanh", "--peer", "numpy", "--max-elements", "2000")
     path = tmp_path / "out.json"
     assert cli.run(arguments(*words, "--json", str(path)), reference) == 130

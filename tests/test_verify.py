@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import interrupted_after
 
 import fastnn
 from fastnn._table import BY_NAME
@@ -105,14 +106,7 @@ def test_quick_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_keeps_what_was_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    check, left = verify.check_accuracy, iter(range(1))
-
-    def check_one(*args: Any) -> Any:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return check(*args)
-
-    monkeypatch.setattr(verify, "check_accuracy", check_one)
+    monkeypatch.setattr(verify, "check_accuracy", interrupted_after(1, verify.check_accuracy))
     assert verify.run(arguments("--only", "relu", "--dtype", "float16")) == 130
     text = capsys.readouterr().out
     assert "relu forward" in text and "relu backward" not in text and "Interrupted: 1 functions" in text

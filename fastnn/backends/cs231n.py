@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastnn as fn
-from fastnn._checks import as_input, as_labels, channel_vector, check_logits, check_ndim, real_param
+from fastnn._checks import as_input, as_labels, check_logits, check_ndim, real_param, vector_along
 from fastnn.normalization import batch_norm_and_variance
 
 __all__ = [
@@ -106,7 +106,7 @@ def batchnorm_forward(x: Array, gamma: Array, beta: Array, bn_param: Params) -> 
 
 def _running(bn_param: Params, key: str, x: Array) -> Array:
     value = bn_param.get(key)
-    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else channel_vector(value, x.shape[1], key)
+    return np.zeros(x.shape[1], dtype=x.dtype) if value is None else vector_along(value, x, 1, key)
 
 
 def _decayed(running: Array, batch: Array, momentum: float, x: Array) -> Array:

@@ -12,7 +12,6 @@ can be differentiated again; forward mode (jvp, jacfwd) is not available.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fastnn as fn
-from fastnn import _checks
+from fastnn import _checks, runtime
 from fastnn.backends import _functions, _host
 
 try:
@@ -35,8 +34,7 @@ _host.check_version("jax", jax.__version__)
 
 def _warn_of_waiting() -> None:
     """On one processor the thread that runs a callback is the one that should bring its arguments."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if processors == 1 and jax.config.values.get("jax_cpu_enable_async_dispatch", False):
+    if runtime._affinity() == 1 and jax.config.values.get("jax_cpu_enable_async_dispatch", False):
         warnings.warn(
             "on a single processor JAX can wait for ever for the arguments of a callback, as these functions are; call "
             'jax.config.update("jax_cpu_enable_async_dispatch", False) before fastnn.backends.jax is imported',
