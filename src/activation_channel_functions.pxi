@@ -72,7 +72,7 @@ cdef void finish_runs(const Plan* plan, Operand* operand) noexcept nogil:
 
 
 cdef int lay_channels(Channels* job, ndarray slope, int axis, ndarray y, bint backward) except -1:
-    """Complete a plan whose other operands are described. The caller frees job.heap."""
+    """Complete a plan whose other operands are described, with a copy of the slopes. The caller frees job.heap."""
     cdef Plan* plan = &job.plan
     cdef Operand* operand = &plan.source[plan.inputs]
     cdef Py_ssize_t channels = 1, stride = 0, inner = plan.size, count, nbytes, i
@@ -155,8 +155,6 @@ def prelu(x, slope, *, axis=1, out=None):
         a = own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
-    if out is not None and may_overlap(s, y):
-        s = s.copy()
     begin_plan(&job.plan, y, 2)
     a = add_input(&job.plan, a, y)
     if job.plan.size:
@@ -215,8 +213,8 @@ def prelu_backward(dy, x, slope, *, axis=1, out=None):
         g, a = own_view(g), own_view(a)
     s = fitting_slope(slope, a, axis, &along)
     y = result_like(a, out)
-    if out is not None and may_overlap(s, y) or cnp.PyArray_NDIM(s) and cnp.PyArray_STRIDE(s, 0) == 0:
-        s = s.copy()  # a slope repeated for all channels, too: it would count as a scalar, with one sum
+    if cnp.PyArray_NDIM(s) and cnp.PyArray_STRIDE(s, 0) == 0:
+        s = s.copy()  # one repeated for all channels would count as a scalar, with one sum
     begin_plan(&job.plan, y, 6)
     g = add_input(&job.plan, g, y)
     a = add_input(&job.plan, a, y)

@@ -14,7 +14,8 @@ cdef enum:
     MOST_SIDE_BY_SIDE = 256  # floats of FN_SIDE_BYTES
     ROW_COST = 6             # as the costs of fastnn/_table.py
     PRODUCT_COST = 3         # the same where there is no exponential
-    SHORT = 24               # elements from which log_softmax's gradients are faster in the row form, in the cache
+    SHORT = 24               # elements from which softmax and log_softmax's gradients are faster in the row form, in the cache
+    SHORT_WITH_LOGARITHM = 32
     STREAMED_ROW = 1 << 16   # most bytes of a row that waits in the cache until it is
     STREAMED_ROW_FORWARD = 1 << 15
     FETCHING_ROW = 3 << 9    # bytes of one from which gradients with exponentials fetch the next one while they compute them
@@ -239,9 +240,10 @@ cdef bint lay_rows(Rows* rows, ndarray y, int along, int kind, int direction) ex
     plan.ndim += 1
     # from memory, transposing rows to and fro takes longer than their sums do
     far = (plan.inputs + 1) * plan.size * plan.itemsize > STREAM_BYTES
-    short = FN_GROUP
-    if direction == FN_BACKWARD:
-        short = FN_LANES if far or kind == FN_SOFTMAX else SHORT
+    if direction == FN_FORWARD and kind != FN_SOFTMAX:
+        short = SHORT_WITH_LOGARITHM
+    else:
+        short = FN_LANES if far or (direction == FN_BACKWARD and kind == FN_SOFTMAX) else SHORT
     rows.by_row = rows.lanes < 8 or (rows.length >= short and (rows.lanes < FN_LANES
                                      or abs(row_stride[0]) <= abs(plan.source[0].strides[last])))
     for i in range(plan.inputs + 1):

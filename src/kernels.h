@@ -29,7 +29,7 @@ typedef void (*fn_turns)(const void *a, const void *b, void *y, ptrdiff_t n, con
 /* softmax and its kin over `width` rows of n elements, in one of two forms: at most FN_ROWS_TOGETHER rows, each contiguous and
  * made of whole vectors (see activation_row_loops.pxi.tp), the operand's step apart; or rows side by side, a multiple of FN_LANES
  * of at most FN_SIDE_BYTES, element j of all of them at j times the operand's step. The scratch holds as many elements. */
-enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_GROUP = 64, FN_ROWS_TOGETHER = 16, FN_SIDE_BYTES = 1024 };
+enum { FN_ROW_FORM = 0, FN_COLUMN_FORM = 1, FN_ROWS_TOGETHER = 16, FN_SIDE_BYTES = 1024 };
 typedef struct {
     const ptrdiff_t *labels; /* of the rows, for cross-entropy */
     double *losses;          /* -log(softmax(x)[label]) of each row */

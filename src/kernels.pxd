@@ -23,7 +23,6 @@ cdef extern from "kernels.h" nogil:
         FN_CROSS_ENTROPY
         FN_ROW_FORM
         FN_COLUMN_FORM
-        FN_GROUP
         FN_ROWS_TOGETHER
         FN_SIDE_BYTES
 

@@ -82,21 +82,18 @@ static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubl
     return fn_add_four(four[0], four[1], four[2], four[3], fn_total_of_four(lost));
 }
 
-/* vector(i): the terms of a vector from element i on. A row of less than `few` <= 64 elements is summed from first to last. */
+/* vector(i): the terms of a vector from element i on. A row of less than 16 elements is summed from first to last. */
 #define FN_SUM_ROW(name, real, bits, vector) \
-    static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, ptrdiff_t few, \
-                                                   real top) \
+    static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, real top) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP, EIGHT = FN_PARTS, SIXTEEN = 2 * FN_PARTS }; \
         fn_doubles sums[SIXTEEN], errors[SIXTEEN]; \
         ptrdiff_t i = 0; \
         (void)b, (void)top; \
-        if (n < few) { \
-            double terms[16 + 64], total = 0, error = 0; /* of element j: terms[16 + j] */ \
-            for (; i < n - 16; i += 16) \
-                FN_LAY_##bits(terms + 16 + i, vector, i); \
-            FN_LAY_##bits(terms + n, vector, n - 16); \
-            for (i = 16; i < 16 + n; i++) \
+        if (n < 16) { \
+            double terms[16], total = 0, error = 0; /* the row's last */ \
+            FN_LAY_##bits(terms, vector, n - 16); \
+            for (i = 16 - n; i < 16; i++) \
                 FN_ADD_ONE_##bits(total, error, terms[i]); \
             return fn_with_error(total, error); \
         } \
@@ -137,50 +134,48 @@ FN_SUMS(double, 64)
 
 /* The same of rows `step` elements apart */
 #define FN_SUM_ROWS(bits, real) \
-    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, \
-                                          double *sums) \
+    static inline void fn_sum_rows_##bits(const real *a, ptrdiff_t step, ptrdiff_t n, ptrdiff_t rows, double *sums) \
     { \
         for (ptrdiff_t row = 0; row < rows; row++, a += step) \
-            sums[row] = fn_sum_row_##bits(a, a, n, few, 0); \
+            sums[row] = fn_sum_row_##bits(a, a, n, 0); \
     } \
     static inline void fn_sum_rows_of_products_##bits(const real *a, ptrdiff_t a_step, const real *b, ptrdiff_t b_step, \
-                                                      ptrdiff_t n, ptrdiff_t few, ptrdiff_t rows, double *sums) \
+                                                      ptrdiff_t n, ptrdiff_t rows, double *sums) \
     { \
         for (ptrdiff_t row = 0; row < rows; row++, a += a_step, b += b_step) \
-            sums[row] = fn_sum_row_of_products_##bits(a, b, n, few, 0); \
+            sums[row] = fn_sum_row_of_products_##bits(a, b, n, 0); \
     }
 FN_SUM_ROWS(32, float)
 FN_SUM_ROWS(64, double)
 
-/* The least and the largest of a row that does not end before a vector does; a NaN does not count. */
-#define FN_EXTENT(bits, real, vector, mask, load) \
+/* The least and the largest of a row that does not end before a vector does; a NaN does not count. And those of sixteen floats or
+ * eight doubles, the least so far of as many lanes and their largest. */
+#define FN_EXTENT(bits, real, vector, load) \
     static inline void fn_extent_##bits(const real *x, ptrdiff_t n, real *bottom, real *top) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
-        real lows[STEP], highs[STEP]; \
-        vector low, high; \
-        for (int j = 0; j < STEP; j++) { \
-            low[j] = INFINITY; \
-            high[j] = -INFINITY; \
-        } \
+        vector low = (vector){0} + (real)INFINITY, high = -low; \
         for (ptrdiff_t i = 0; i < n; i += STEP) { \
             const vector some = load(x, i < n - STEP ? i : n - STEP); \
-            const mask lower = some < low, higher = some > high; \
-            low = (vector)(((mask)some & lower) | ((mask)low & ~lower)); \
-            high = (vector)(((mask)some & higher) | ((mask)high & ~higher)); \
+            low = FN_LESSER_##bits(some, low); \
+            high = FN_LARGER_##bits(some, high); \
         } \
-        memcpy(lows, &low, sizeof(low)); \
-        memcpy(highs, &high, sizeof(high)); \
-        for (int half = STEP / 2; half; half /= 2) \
-            for (int j = 0; j < half; j++) { \
-                lows[j] = lows[j + half] < lows[j] ? lows[j + half] : lows[j]; \
-                highs[j] = highs[j + half] > highs[j] ? highs[j + half] : highs[j]; \
-            } \
-        *bottom = lows[0]; \
-        *top = highs[0]; \
+        *bottom = fn_least_##bits(low); \
+        *top = fn_largest_##bits(high); \
+    } \
+    static inline void fn_extent_of_lanes_##bits(const real *lowest, const real *highest, real *bottom, real *top) \
+    { \
+        enum { STEP = FN_VECTOR_BYTES / sizeof(real) }; \
+        vector low = load(lowest, 0), high = load(highest, 0); \
+        for (int i = 1; i < FN_PARTS; i++) { \
+            low = FN_LESSER_##bits(load(lowest, i * STEP), low); \
+            high = FN_LARGER_##bits(load(highest, i * STEP), high); \
+        } \
+        *bottom = fn_least_##bits(low); \
+        *top = fn_largest_##bits(high); \
     }
-FN_EXTENT(32, float, fn_floats, fn_ints, FN_FLOATS)
-FN_EXTENT(64, double, fn_doubles, fn_longs, FN_DOUBLES)
+FN_EXTENT(32, float, fn_floats, FN_FLOATS)
+FN_EXTENT(64, double, fn_doubles, FN_DOUBLES)
 
 /* dx = y * (dy - mean), in whole vectors of memory where dx is long: as a rule of dy and y too. Vectors of their own take the ends
  * in, and compute some elements a second time. */

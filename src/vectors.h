@@ -68,6 +68,59 @@ static inline double fn_total_of_eight(const fn_doubles *sums)
     return fn_total_of_four(FN_QUARTER(sums, 0) + FN_QUARTER(sums, 1));
 }
 
+/* The lesser one of a and b, and the larger one; b where a is NaN */
+#define FN_LESSER(a, b) ((a) < (b) ? (a) : (b))
+#define FN_LARGER(a, b) ((a) > (b) ? (a) : (b))
+#if defined(__AVX512F__)
+#define FN_LESSER_32(a, b) ((fn_floats)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define FN_LARGER_32(a, b) ((fn_floats)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define FN_LESSER_64(a, b) ((fn_doubles)_mm512_min_pd((__m512d)(a), (__m512d)(b)))
+#define FN_LARGER_64(a, b) ((fn_doubles)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
+#elif defined(__AVX__)
+#define FN_LESSER_32(a, b) ((fn_floats)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define FN_LARGER_32(a, b) ((fn_floats)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define FN_LESSER_64(a, b) ((fn_doubles)_mm256_min_pd((__m256d)(a), (__m256d)(b)))
+#define FN_LARGER_64(a, b) ((fn_doubles)_mm256_max_pd((__m256d)(a), (__m256d)(b)))
+#elif defined(__SSE2__)
+#define FN_LESSER_32(a, b) ((fn_floats)_mm_min_ps((__m128)(a), (__m128)(b)))
+#define FN_LARGER_32(a, b) ((fn_floats)_mm_max_ps((__m128)(a), (__m128)(b)))
+#define FN_LESSER_64(a, b) ((fn_doubles)_mm_min_pd((__m128d)(a), (__m128d)(b)))
+#define FN_LARGER_64(a, b) ((fn_doubles)_mm_max_pd((__m128d)(a), (__m128d)(b)))
+#else
+#define FN_CHOOSE(vector, mask, a, compared, b) ((vector)(((mask)(a) & (compared)) | ((mask)(b) & ~(compared))))
+#define FN_LESSER_32(a, b) FN_CHOOSE(fn_floats, fn_ints, a, (a) < (b), b)
+#define FN_LARGER_32(a, b) FN_CHOOSE(fn_floats, fn_ints, a, (a) > (b), b)
+#define FN_LESSER_64(a, b) FN_CHOOSE(fn_doubles, fn_longs, a, (a) < (b), b)
+#define FN_LARGER_64(a, b) FN_CHOOSE(fn_doubles, fn_longs, a, (a) > (b), b)
+#endif
+
+/* The least of all lanes, and the largest */
+#define FN_OF_FOUR(choose, four) choose(choose((four)[0], (four)[2]), choose((four)[1], (four)[3]))
+#if defined(__AVX512F__)
+static inline float fn_least_32(fn_floats lanes) { return _mm512_reduce_min_ps((__m512)lanes); }
+static inline float fn_largest_32(fn_floats lanes) { return _mm512_reduce_max_ps((__m512)lanes); }
+static inline double fn_least_64(fn_doubles lanes) { return _mm512_reduce_min_pd((__m512d)lanes); }
+static inline double fn_largest_64(fn_doubles lanes) { return _mm512_reduce_max_pd((__m512d)lanes); }
+#elif defined(__AVX__)
+static inline float fn_least_32(fn_floats lanes)
+{
+    const __m128 four = _mm_min_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
+    return FN_OF_FOUR(FN_LESSER, four);
+}
+static inline float fn_largest_32(fn_floats lanes)
+{
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
+    return FN_OF_FOUR(FN_LARGER, four);
+}
+static inline double fn_least_64(fn_doubles lanes) { return FN_OF_FOUR(FN_LESSER, lanes); }
+static inline double fn_largest_64(fn_doubles lanes) { return FN_OF_FOUR(FN_LARGER, lanes); }
+#else
+static inline float fn_least_32(fn_floats lanes) { return FN_OF_FOUR(FN_LESSER, lanes); }
+static inline float fn_largest_32(fn_floats lanes) { return FN_OF_FOUR(FN_LARGER, lanes); }
+static inline double fn_least_64(fn_doubles lanes) { return FN_LESSER(lanes[0], lanes[1]); }
+static inline double fn_largest_64(fn_doubles lanes) { return FN_LARGER(lanes[0], lanes[1]); }
+#endif
+
 /* As FN_FMAF and FN_FMA: of a * b + c gcc makes no multiply-add. */
 #if defined(__AVX512F__)
 #define FN_FMA_FLOATS(a, b, c) ((fn_floats)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))

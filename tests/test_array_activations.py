@@ -41,6 +41,16 @@ def test_softmax_and_log_softmax(shape, axis, dtype, isa):
         assert_ulp(np.atleast_1d(y), np.atleast_1d(exact), bound, np.atleast_1d(x))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_logits_share_equally(dtype, isa):
+    """fma(power, high, power * low) is exactly 1 / n where 1 / n is a number of the dtype."""
+    if isa == "baseline":
+        pytest.skip("it has no fused multiply-add")
+    x = np.random.default_rng(0).normal(0, 9, (500, 1)).astype(dtype)
+    for n in (1, 2, 4, 16, 64, 128):
+        assert np.all(fn.softmax(np.repeat(x, n, axis=1)) == dtype(1 / n)), n
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 80.0])
 @pytest.mark.parametrize("dominating", [0.0, 12.0, 25.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -329,6 +339,17 @@ def test_prelu(dtype, isa, threads):
             if dtype == np.float16:  # and rounded once
                 bound = bound + np.spacing(np.abs(want)) / 2
             assert np.all(np.abs(dslope - want) <= bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 8), (5, 40), (5, 200), (3, 4, 70), (2, 3, 1 << 15)])
+def test_prelu_of_a_slope_of_zero(shape, dtype, isa):
+    """It is relu, at -Inf too; and the signs of zeros are the reference's."""
+    x = np.resize(np.array([-np.inf, 1, -1, np.inf, 0, -0.0, np.nan], dtype), shape)
+    slope = np.resize(np.array([0, 0.5, -0.0, 1], dtype), shape[1])
+    assert_same_bits(fn.prelu(x, slope), ref.prelu(x, slope))
+    dy = np.resize(np.array([-1, np.inf, 2, -np.inf, np.nan], dtype), shape)
+    assert_same_bits(fn.prelu_backward(dy, x, slope)[0], ref.prelu_backward(dy, x, slope)[0])
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,30 @@ def test_a_constant_channel_gives_exactly_beta(shape, axis, eps, constant, dtype
     assert np.all(mean == x.flat[0])
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((64, 8), 1), ((64, 3, 8), -1), ((6, 8, 9, 9), 1), ((2, 8, 4000), 1)])
+@pytest.mark.parametrize(("size", "slope", "weight"), [(1e-10, 1e-14, 1e32), (1.0, 1e14, 1e-43), (1e30, 1e14, 1e-12)])
+def test_gamma_and_scale_at_the_ends_of_the_range(shape, axis, size, slope, weight, isa):
+    """gamma * invstd leaves float32's normal numbers, dx does not."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(1, 1, (2, *shape)) * np.array([size, slope]).reshape(2, *[1] * len(shape))).astype(np.float32)
+    gamma = (rng.uniform(1, 2, 8) * weight).astype(np.float32)
+    _, mean, invstd = reference.batch_norm(x, axis=axis, eps=0)
+    wide = [a.astype(np.float64) for a in (dy, x)]
+    got = fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis)[0]
+    want = reference.batch_norm_backward(*wide, mean, invstd, gamma.astype(np.float64), axis=axis)[0]
+    assert np.all(np.abs(got - want) <= 1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "axis"), [((1, 7), 1), ((1, 1, 7), -1), ((1, 5, 1, 1), 1)])
+def test_a_single_value_has_no_gradient(shape, axis, dtype, isa):
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(3, 2, (2, *shape)).astype(dtype)
+    gamma = rng.normal(size=x.shape[axis]).astype(dtype)
+    _, mean, invstd = fn.batch_norm(x, gamma, axis=axis)
+    assert np.all(fn.batch_norm_backward(dy, x, mean, invstd, gamma, axis=axis)[0] == 0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("shape", "axis"), [((40, 64), 1), ((5, 6, 40), 1), ((4, 9, 9, 5), -1), ((6, 5, 3, 3), 1)])
 def test_nan_and_inf_stay_in_their_channel(shape, axis, bad):

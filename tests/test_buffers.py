@@ -69,6 +69,22 @@ def test_shifted_overlap(n, dtype, isa, threads):
             assert_same_bits(out, want, (shift, forwards))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shifted_overlap_backward(dtype, isa):
+    """Of either operand, by a single element too."""
+    for n in (15, 16, 17, 100, 1000):
+        for shift in sorted({1, 3, 16, n // 2, n - 1}):
+            for which in (0, 1):
+                for forwards in (True, False):
+                    raw = np.resize(sample(dtype, 2000), n + shift)
+                    other = np.resize(sample(dtype, 2000, seed=1), n)
+                    a, out = (raw[:n], raw[shift:]) if forwards else (raw[shift:], raw[:n])
+                    operands = (a, other) if which == 0 else (other, a)
+                    want = fn.silu_backward(*(x.copy() for x in operands))
+                    fn.silu_backward(*operands, out=out)
+                    assert_same_bits(out, want, (n, shift, which, forwards))
+
+
 def overlapping_pairs():
     """(name, x, out) sharing memory; x is filled later."""
     raw = np.zeros(4000, np.float32)

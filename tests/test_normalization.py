@@ -312,7 +312,13 @@ def test_gamma_and_scale_at_the_ends_of_the_range(isa):
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((2, 2, 3, 50))
     with runtime.use_isa(isa):
-        for size, slope, weight, eps in ((1e-23, 0.0, 1e17, 0.0), (1e-23, 1e-12, 1e17, 0.0), (1e20, 1e15, 1e-25, 1e-5)):
+        for size, slope, weight, eps in (
+            (1e-23, 0.0, 1e17, 0.0),
+            (1e-23, 1e-12, 1e17, 0.0),
+            (1e20, 1e15, 1e-25, 1e-5),
+            (1e-12, 1e-18, 1e32, 0.0),
+            (1e13, 3e17, 1e-32, 0.0),
+        ):
             x, dy = (normal * np.array([size, slope]).reshape(2, 1, 1, 1)).astype(np.float32)
             gamma = np.array([weight, 1.0, 0.0], np.float32)
             for name, rest in (("instance_norm", {}), ("group_norm", {"groups": 3}), ("group_norm", {"groups": 1})):
@@ -323,6 +329,22 @@ def test_gamma_and_scale_at_the_ends_of_the_range(isa):
                 )
                 largest = np.abs(want).max(axis=(1, 2) if rest == {"groups": 1} else -1, keepdims=True)
                 assert np.all(np.abs(got - want) <= 1e-5 * largest)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((3, 8, 50), 2), ((3, 8, 50), 8), ((2, 8, 4000), 4)])
+def test_dbeta_of_large_gradients_that_cancel(shape, groups, isa):
+    """Sums of float32 gradients leave its range on the way, their total does not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    dy = np.full(shape, 3e38, np.float32)
+    dy[..., shape[2] // 2 :] *= -1
+    gamma = np.full(8, 1e-20, np.float32)
+    _, mean, invstd = fn.group_norm(x, groups)
+    got = fn.group_norm_backward(dy, x, mean, invstd, groups, gamma)
+    wide = [a.astype(np.float64) for a in (dy, x)]
+    want = reference.group_norm_backward(*wide, mean, invstd, groups, gamma.astype(np.float64))
+    assert np.all(np.abs(got[2] - want[2]) <= 1e-5 * 3e38)
+    assert np.all(np.abs(got[0] - want[0]) <= 1e-5 * np.abs(want[0]).max())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -738,12 +760,13 @@ def test_row_gradients_are_exact_to_1e_5(count, ratio, scale, isa):
         for dy in (rng.standard_normal(x.shape).astype(np.float32), y):
             g = dy.astype(np.longdouble)
             exact = invstd * (g - g.mean(1, keepdims=True) - x_hat * (g * x_hat).mean(1, keepdims=True))
-            dx, dgamma, _ = fn.layer_norm_backward(dy, x, mean, r)
+            dx, dgamma, dbeta = fn.layer_norm_backward(dy, x, mean, r)
             dx2 = fn.instance_norm_backward(dy[:, None], x[:, None], mean[:, None], r[:, None])[0][:, 0]
             for row in range(6):
                 assert near(dx[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
                 assert near(dx2[row], exact[row], invstd[row, 0] * np.max(np.abs(g)))
             assert near(dgamma, (g * x_hat).sum(0))
+            assert near(dbeta, g.sum(0), np.abs(g).sum(0).max())
 
 
 def batch(f, x, gamma, beta, dy):

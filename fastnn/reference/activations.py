@@ -215,8 +215,8 @@ def leaky_relu_backward(
 
 
 def _sloped(slope: Any, x: Array) -> Array:
-    """slope * x, and its limit 0 where slope is 0 and x infinite."""
-    return np.where((slope == 0) & np.isinf(x), 0.0, slope * x)
+    """slope * x for x that is not positive, and relu where slope is 0: its limit at -Inf, and the same zeros."""
+    return np.where(slope == 0, np.where(x < 0, 0.0, x), slope * x)
 
 
 def _selected(slope: Any, dy: Array) -> Array:
@@ -329,7 +329,8 @@ def prelu_backward(
     with np.errstate(all="ignore"):
         dy = dy.astype(np.float64)
         x = x.astype(np.float64)
-        dx = np.where(x > 0, dy, _selected(_along(slope, x, axis, dtype), dy))
+        along = _along(slope, x, axis, dtype)
+        dx = np.where(x > 0, dy, np.where((along == 0) & ~np.isfinite(dy), 0.0, along * dy))
         contributions = np.where(x > 0, 0.0, dy * x)
         others = tuple(i for i in range(x.ndim) if slope.ndim == 0 or i != axis)
         dslope = np.sum(contributions, axis=others)
