@@ -137,17 +137,16 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
     smallest = math.inf
     for _, controllers, path in groups:
         if controllers == "":
-            folder = root / path.strip("/")
-            limits = [
-                _read_words(parent / "cpu.max") for parent in (folder, *folder.parents) if parent.is_relative_to(root)
-            ]
+            mount, files = root, ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            folder = root / controllers / path.strip("/")
-            limits = [_read_words(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-            limits = [limits[0] + limits[1]]
+            mount, files = root / controllers, ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
-        for words in limits:
+        folder = mount / path.strip("/")  # of which a container may see no more than the mount
+        for parent in (folder, *folder.parents):
+            if not parent.is_relative_to(mount):
+                break
+            words = [word for name in files for word in _read_words(parent / name)]
             if len(words) == 2 and words[0] not in ("max", "-1") and float(words[1]) > 0:
                 smallest = min(smallest, math.ceil(float(words[0]) / float(words[1])))
     return sys.maxsize if smallest == math.inf else int(smallest)

@@ -25,7 +25,7 @@ OPTIONS = {
     "batchnorm": lambda: [{"mode": "train"}],
     "spatial_batchnorm": lambda: [{"mode": "train", "eps": 1e-3, "momentum": 0.7}],
     "layernorm": lambda: [{"eps": 1e-4}],
-    "spatial_groupnorm": lambda: [3, {}],
+    "spatial_groupnorm": lambda: [3, {"eps": 1e-2}],
 }
 
 
@@ -142,6 +142,15 @@ def test_integers_count_as_float64(dtype):
     expected, expected_dx = cs231n.svm_loss(x.astype(float), [0, 1, 0])
     assert loss == expected
     assert np.array_equal(dx, expected_dx)
+
+
+def test_running_averages_keep_float64_and_the_gradient_float32():
+    x, running = RNG.standard_normal((6, 2)).astype(np.float32), np.full(2, 0.1)
+    bn_param = {"mode": "train", "running_mean": running, "running_var": running}
+    cs231n.batchnorm_forward(x, np.ones(2, np.float32), np.zeros(2, np.float32), bn_param)
+    assert bn_param["running_mean"].dtype == bn_param["running_var"].dtype == np.float64
+    np.testing.assert_allclose(bn_param["running_mean"], 0.09 + 0.1 * x.mean(0, dtype=np.float64), rtol=1e-12)
+    assert cs231n.svm_loss(x, [0, 1, 0, 1, 0, 1])[1].dtype == np.float32
 
 
 def test_a_variance_beyond_float32_is_infinite_without_a_warning():

@@ -51,6 +51,12 @@ def test_an_untested_version_warns_and_names_the_versions(host, version):
         _host.check_version(host, version)
 
 
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_first_untested_version_warns(host):
+    with pytest.warns(RuntimeWarning, match="was tested with"):
+        _host.check_version(host, _host.TESTED[host][2])
+
+
 def test_a_tested_version_is_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -244,3 +244,9 @@ def test_bad_arguments_fail_at_once_with_fastnns_errors(call, error, says):
     for run in (call, jax.jit(call)):
         with pytest.raises(error, match=says):
             run()
+
+
+@pytest.mark.parametrize("name", _functions.SOFTMAX)
+def test_the_axis_of_a_mapped_softmax_is_that_of_each_example(name):
+    x = np.random.default_rng(1).normal(size=(3, 4, 5)).astype(np.float32)
+    assert np.array_equal(jax.vmap(lambda x: getattr(F, name)(x, 0))(x), getattr(F, name)(x, 1))

@@ -13,7 +13,19 @@ import pytest
 pytest.importorskip("thinc", reason="thinc is not installed: pip install 'fastnn-kernels[thinc]'")
 
 import thinc
-from thinc.api import Config, Mish, NumpyOps, Ops, Softmax, chain, get_current_ops, get_ops, registry, use_ops
+from thinc.api import (
+    Config,
+    Mish,
+    NumpyOps,
+    Ops,
+    Softmax,
+    chain,
+    get_current_ops,
+    get_ops,
+    registry,
+    set_current_ops,
+    use_ops,
+)
 
 import fastnn.backends.thinc as backend
 from fastnn.backends.thinc import FastnnOps
@@ -80,6 +92,10 @@ def test_install_uninstall_and_accelerated():
         chosen = get_current_ops()
         backend.uninstall()
         assert get_current_ops() is chosen, "uninstall without install must not touch the user's choice"
+        backend.install()
+        set_current_ops(chosen := NumpyOps())
+        backend.uninstall()
+        assert get_current_ops() is chosen, "nor may it touch what was chosen after install"
 
 
 def test_install_is_per_thread_as_thincs_ops_are():

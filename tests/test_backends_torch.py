@@ -339,3 +339,34 @@ def test_batch_norm_without_a_count_of_batches():
     x = torch.randn(5, 4)
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)
     assert torch.allclose(ours.running_mean, theirs.running_mean)
+
+
+def test_batch_norm_without_a_count_and_a_momentum_leaves_the_statistics():
+    ours, theirs = F.BatchNorm1d(4, momentum=None), torch.nn.BatchNorm1d(4, momentum=None)
+    ours.num_batches_tracked = theirs.num_batches_tracked = None
+    x = torch.randn(5, 4)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    assert torch.equal(ours.running_mean, theirs.running_mean) and torch.equal(ours.running_var, theirs.running_var)
+
+
+def test_batch_norm_that_no_longer_tracks_follows_torch():
+    module, reference = pair(F.BatchNorm1d, torch.nn.BatchNorm1d)
+    before = copy.deepcopy(module.state_dict())
+    for m in (module, reference):
+        m.track_running_stats = False
+    x = torch.randn(7, 5)
+    for training in (True, False):
+        module.train(training), reference.train(training)
+        torch.testing.assert_close(module(x), reference(x), rtol=1e-4, atol=1e-5)
+    for key, value in before.items():
+        assert torch.equal(module.state_dict()[key], value) and torch.equal(reference.state_dict()[key], value)
+
+
+def test_forward_mode_by_a_parameter_of_batch_norm_is_refused():
+    module, x = F.BatchNorm1d(4), torch.randn(5, 4)
+
+    def f(weight):
+        return torch.func.functional_call(module, {"weight": weight}, (x,))
+
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(f, (module.weight.detach(),), (torch.ones(4),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -109,15 +110,24 @@ def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_slow_peer_is_left_out_only_where_a_call_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The larger array, of a peer far slower than fastnn: first when it needs an hour, then a millisecond."""
-    times = {"fastnn": 1e-6, "numpy": 1.0}
+    times = {"fastnn": 1e-6, "numpy": 1.0, "scipy": 2e-6}
     monkeypatch.setattr("fastnn.bench.runner.interleave", lambda samplers, *_: {name: times[name] for name in samplers})
     monkeypatch.setattr(Runner, "_copy", lambda *_: None)
-    small, large = (Case(BY_NAME["tanh"], "forward", (n,), "float32") for n in (16384, 20000))
-    for seconds, expected in ((3600.0, {"fastnn"}), (1e-3, {"fastnn", "numpy"})):
+    small, large = (Case(BY_NAME["sigmoid"], "forward", (n,), "float32") for n in (16384, 20000))
+    for seconds, expected in ((3600.0, {"fastnn", "scipy"}), (1e-3, {"fastnn", "numpy", "scipy"})):
         times["numpy"] = seconds
-        with Runner(["numpy"], reference) as runner:
-            assert set(runner.measure(small, 1, 0.001, 2).times) == {"fastnn", "numpy"}
-            assert set(runner.measure(large, 1, 0.001, 2).times) == expected
+        with Runner(["numpy", "scipy"], reference) as runner:
+            assert set(runner.measure(small, 1, 0.001, 2).times) == {"fastnn", "numpy", "scipy"}
+            row = runner.measure(large, 1, 0.001, 2)
+            assert set(row.times) == expected
+            assert row.left_out == sorted({"numpy", "scipy"} - expected)
+            # how slow it is where it allocates tells nothing of where it does not
+            fresh = dataclasses.replace(large, output="fresh")
+            assert set(runner.measure(fresh, 1, 0.001, 2).times) == {"fastnn", "numpy", "scipy"}
+    times["numpy"] = 3600.0
+    with Runner(["numpy"], reference) as runner:
+        runner.measure(small, 1, 0.001, 2)
+        assert runner.measure(large, 1, 0.001, 2).best_peer == "numpy"  # no cell is left without any
 
 
 def test_interleave_takes_the_minimum_and_spares_the_slow() -> None:
@@ -134,6 +144,34 @@ def test_interleave_takes_the_minimum_and_spares_the_slow() -> None:
     assert best == {"fast": pytest.approx(1e-3), "slow": pytest.approx(10.0)}
     assert calls["fast"] >= 20
     assert calls["slow"] <= 4
+
+
+def test_first_calls_that_are_disturbed_do_not_count() -> None:
+    """Nor do they decide how many calls are timed together."""
+    asked: list[int] = []
+
+    def disturbed(count: int) -> float:
+        asked.append(count)
+        return 4e-3 if len(asked) <= 2 else 5e-6 * count
+
+    best = interleave({"steady": lambda count: 4e-6 * count, "disturbed": disturbed}, budget=0.01, rounds=9)
+    assert best["disturbed"] == pytest.approx(5e-6)
+    assert asked[-1] >= 20
+
+
+def test_rivals_have_as_many_rounds_as_the_fastest() -> None:
+    turns = {"fastest": 0, "rival": 0, "slow": 0}
+
+    def sample(name: str, seconds: float) -> Any:
+        def run(count: int) -> float:
+            turns[name] += 1
+            return seconds * count
+
+        return run
+
+    interleave({name: sample(name, t) for name, t in zip(turns, (0.01, 0.019, 0.03), strict=True)}, 0.02, 40)
+    assert turns["fastest"] == turns["rival"] >= 5
+    assert turns["slow"] < 5
 
 
 def test_in_place_data_is_reset_before_each_sample() -> None:
@@ -404,3 +442,43 @@ def test_the_documentation_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.
     assert "another one, a system; fastnn 0; today.\n\n|" in text
     assert "| tanh forward | 1000 | float32 | 1 | out | 1 µs | torch 900 ns | **0.90** |" in text
     assert (tmp_path / "docs" / "images" / "summary.png").stat().st_size > 1000
+
+
+def test_options_that_do_not_go_together_and_a_quick_fresh_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments("--load", "a.json", "--quick", "--max-elements", "9"), reference) == 2
+    assert "--quick, --max-elements cannot go with it" in capsys.readouterr().err
+    plan = cli.plan_from(arguments("--quick", "--only", "relu", "--output", "fresh"))
+    assert {case.output for case in plan.cases} == {"fresh"} and len(plan.cases) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("times", {"fastnn": seconds}) for seconds in (0, -1.0, float("nan"), None, "1", True)),
+        *(("shape", shape) for shape in ([], [0], "12", None)),
+        ("elements", 0),
+        ("output", "else"),
+        ("dtype", ["float32"]),
+        ("failed", {"numpy": 1}),
+        *((key, 3) for key in ("machine", "versions", "missing", "rows")),
+    ],
+)
+def test_odd_measurements_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    path, of_a_row = tmp_path / "odd.json", key not in ("machine", "versions", "missing", "rows")
+    report.save_json(path, [row("relu", (1000,), 1e-6, 2e-6)] * 2, {})
+    content = json.loads(path.read_text())
+    (content["rows"][1] if of_a_row else content)[key] = value
+    path.write_text(json.dumps(content))
+    assert cli.run(arguments("--load", str(path)), reference) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and ("row 2 of 2" in said if of_a_row else key in said)
+
+
+def test_names_in_html_are_escaped(tmp_path: Path) -> None:
+    rows = [row("<op>", (4, 10), 1e-6, 2e-6), row("relu", (4, 11), 1e-6, 2e-6)]
+    rows[0].failed["jax"], rows[1].times["jax"] = "x" * 38 + "<&>", 1.0
+    report.save_html(tmp_path / "a.html", rows, {})
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<op>" not in page and "x&lt;&amp;<td" in page

@@ -41,6 +41,7 @@ def rng(seed=0):
         ("relu", [0.0, 1e-5, 100.0, math.inf], 1 / 4),
         ("elu", [-1.0, -0.995, -0.9, 5.0], 1 / 2),
         ("celu", [-1.0, -0.9], 1 / 2),
+        ("celu", [-0.9905, -0.9895], 1 / 2),
         ("selu", [-1.758, -1.7, 100.0], 1 / 3),
         ("softplus", [0.0, 0.009, 0.1, 100.0], 1 / 2),
         ("log_sigmoid", [-100.0, -0.1, -0.001, 0.0], 1 / 2),
@@ -183,6 +184,11 @@ def test_values_on_the_edges_fall_where_numpy_puts_them(diag):
         counts, found = diag.activation_stats(y, bins=bins, range=bounds).histogram
         np.testing.assert_array_equal(found, edges)
         np.testing.assert_array_equal(counts, np.histogram(y, bins, bounds)[0])
+
+
+def test_as_many_bins_as_are_allowed(diag):
+    counts, edges = diag.activation_stats(np.arange(100.0), bins=1 << 16).histogram
+    assert counts.sum() == 100 and edges.size == (1 << 16) + 1
 
 
 def test_statistics_of_one_value_and_of_almost_one_value(diag):

@@ -50,7 +50,7 @@ def test_uniform_spans_its_bounds_and_survives_the_widest_ones():
     weights = init.uniform((300, 300), -1, 3, rng=2, dtype=np.float64)
     assert weights.min() >= -1 and weights.max() <= 3
     assert weights.mean() == pytest.approx(1, abs=0.02)
-    assert (init.uniform((50,), 0.1, 0.1, dtype=np.float64) == 0.1).all()
+    assert (init.uniform((5000,), 0.9, 0.9, rng=0, dtype=np.float64) == 0.9).all()
     widest = np.finfo(np.float64).max
     assert np.isfinite(init.uniform((50,), -widest, widest, dtype=np.float64)).all()
 
@@ -207,6 +207,17 @@ def test_lsuv_gives_every_layer_unit_variance(bias):
             assert x.std() == pytest.approx(1, abs=0.0101)
             scaled = layer.W[0] / np.linalg.norm(layer.W[0])
             assert abs(scaled @ (layer.W[1] / np.linalg.norm(layer.W[1]))) < 1e-5 or layer.W.shape[0] > layer.W.shape[1]
+
+
+def test_lsuv_goes_on_where_biases_differ():
+    """One division by the deviation is not enough there: the biases' part of it stays."""
+    x, biases = np.random.default_rng(0).normal(3, 5, (400, 50)), np.linspace(-1, 1, 50)
+    layers = [Linear(50, 50, biases), Relu(), Linear(50, 50, biases)]
+    init.lsuv(layers, x, rng=0)
+    for layer in layers:
+        x = layer.forward(x)
+        if hasattr(layer, "W"):
+            assert x.std() == pytest.approx(1, abs=0.0101)
 
 
 class WithWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import re
@@ -36,6 +37,7 @@ from fastnn.lecture import (
 )
 from fastnn.lecture.cli import _single_threaded_blas
 from fastnn.lecture.experiment import Check, Context, Figure, Result, Table, percent, short
+from fastnn.lecture.network import batches
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +120,41 @@ def test_layers_say_what_is_wrong():
             layer.backward(np.zeros((2, 4)))
 
 
+def test_accuracy_counts_nan_as_wrong():
+    network = Network([Dense(np.eye(2), np.zeros(2))], fastnn)
+    with np.errstate(invalid="ignore"):
+        assert network.accuracy(np.array([[np.nan, 0], [2, 1], [1, 2], [3, 0]]), np.array([0, 0, 0, 0])) == 0.5
+
+
+def test_batches_leave_out_the_short_rest():
+    chosen = list(batches(11, 4, np.random.default_rng(0)))
+    assert [len(batch) for batch in chosen] == [4, 4] and len(np.unique(chosen)) == 8
+    assert sorted(np.concatenate(list(batches(8, 4, np.random.default_rng(0))))) == list(range(8))
+
+
+def test_the_bias_is_of_hidden_layers(backend):
+    network = Network.mlp([4, 3, 2, 5], backend, bias=0.25, rng=0)
+    assert [set(dense.b.tolist()) for dense in network.dense()] == [{0.25}, {0.25}, {0.0}]
+
+
 # --------------------------------------------------------------------------------------------------------- the data
+
+
+def test_no_test_image_is_trained_on(data):
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    everything = np.c_[bunch.data / 16, bunch.target]
+    found = np.r_[np.c_[data.x, data.labels], np.c_[data.test_x, data.test_labels]]
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], everything[np.lexsort(everything.T)])
+
+
+def test_the_test_images_are_standardized_as_the_training_images_are(data):
+    x, test_x = data.standardized()
+    mean = data.x.mean(axis=0, dtype=np.float64)
+    scale = (data.x - mean).std()
+    np.testing.assert_allclose(x, (data.x - mean) / scale, atol=1e-5)
+    np.testing.assert_allclose(test_x, (data.test_x - mean) / scale, atol=1e-5)
 
 
 def write_cifar(folder, per_batch=60, protocol=2):
@@ -150,6 +186,16 @@ def test_cifar10_batches(tmp_path, protocol):
     wanted = (plane.transpose(1, 2, 0) / np.float32(255)).reshape(-1)
     found = np.flatnonzero((np.abs(everything.x - wanted) < 1e-6).all(axis=1))
     assert len(found) == 1 and everything.labels[found[0]] == batch[b"labels"][0]
+
+
+def test_cifar10_tests_with_the_test_batch(tmp_path):
+    write_cifar(tmp_path)
+    data = cifar10(tmp_path, seed=1, limit=300)
+    batch = pickle.loads((tmp_path / "test_batch").read_bytes())
+    rows = batch[b"data"].reshape(-1, 3, 1024).swapaxes(1, 2).reshape(-1, 3072) / np.float32(255)
+    found = np.c_[data.test_x, data.test_labels]
+    wanted = np.c_[rows, batch[b"labels"]]
+    np.testing.assert_allclose(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)], atol=1e-6)
 
 
 def test_cifar10_finds_the_folder_of_the_archive(tmp_path):
@@ -186,6 +232,101 @@ def test_cifar10_runs_nothing_that_a_file_asks_for(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- the experiments
+
+
+def test_random_numbers_depend_on_the_seed_and_their_purpose(data):
+    def drawn(seed, purpose):
+        return Context(fastnn, data, seed).rng(purpose).random()
+
+    assert drawn(1, "a") == drawn(1, "a")
+    assert len({drawn(1, "a"), drawn(2, "a"), drawn(1, "b")}) == 3
+    assert [Context(fastnn, data, quick=quick).pick("full", "quick") for quick in (False, True)] == ["full", "quick"]
+
+
+def failures(checks, right, *wrong):
+    """Which checks fail: none for the right facts, then by each of the changes (path, value) alone."""
+    assert all(check.held for check in checks(right))
+    result = []
+    for (*path, last), value in wrong:
+        facts = copy.deepcopy(right)
+        at = facts
+        for key in path:
+            at = at[key]
+        at[last] = value
+        result.append([i for i, check in enumerate(checks(facts)) if not check.held])
+    return result
+
+
+def test_the_claims_of_activations_can_fail():
+    module = experiments.load("activations")
+    functions = {
+        "sigmoid": {"mean": 0.5, "low": 5e-5, "high": 5e-5},
+        "tanh": {"mean": 0.01, "low": 1e-8, "high": 1e-8},
+        "relu": {"mean": 0.4, "low": 0.0, "high": 1.0},
+        "leaky_relu": {"mean": 0.4, "low": 0.01, "high": 1.0},
+    }
+    right = {"facts": functions, "left": {"sigmoid": 1e-6, "relu": 0.1}}
+    assert failures(
+        lambda facts: module._checks(**facts),
+        right,
+        (("facts", "sigmoid", "low"), 2e-3),
+        (("facts", "tanh", "high"), -2e-3),
+        (("facts", "relu", "high"), 0.9),
+        (("facts", "relu", "low"), 0.1),
+        (("facts", "leaky_relu", "low"), 0.0),
+        (("facts", "sigmoid", "mean"), 0.0),
+        (("facts", "relu", "mean"), 0.0),
+        (("facts", "tanh", "mean"), -0.1),
+        (("left", "sigmoid"), 1e-3),
+    ) == [[0], [0], [1], [1], [2], [3], [3], [3], [4]]
+
+
+def test_the_claims_of_preprocessing_can_fail():
+    module = experiments.load("preprocessing")
+    shapes = {
+        "original": {"correlation": 0.9, "top": 0.9},
+        "mean image off": {"mean": 1e-7, "top": 0.2},
+        "decorrelated": {"correlation": 1e-6},
+        "whitened": {"correlation": 1e-6, "low": 0.999, "high": 1.001},
+    }
+    loss = dict.fromkeys(module.TRAINED, 0.1) | {"original": 0.2}
+
+    def checks(facts):
+        outcomes = {(name, 0.1): module.Outcome(np.zeros(1), value, 1.0) for name, value in facts["loss"].items()}
+        return module._checks(facts["shape"], outcomes, dict.fromkeys(facts["loss"], 0.1))
+
+    assert failures(
+        checks,
+        {"shape": shapes, "loss": loss},
+        (("shape", "mean image off", "mean"), 1e-3),
+        (("shape", "decorrelated", "correlation"), 0.01),
+        (("shape", "whitened", "correlation"), 0.01),
+        (("shape", "original", "correlation"), 1e-4),
+        (("shape", "whitened", "low"), 0.9),
+        (("shape", "whitened", "high"), 1.1),
+        (("shape", "original", "top"), 0.4),
+        (("shape", "mean image off", "top"), 0.8),
+        (("loss", "mean image off"), 0.3),
+        (("loss", "channel mean off"), 0.3),
+    ) == [[0], [1], [1], [1], [2], [2], [3], [3], [4], [5]]
+
+
+def test_a_claim_holds_where_it_holds_on_both_backends(tmp_path, monkeypatch, capsys):
+    from fastnn.__main__ import main
+
+    contexts = []
+
+    def run(name, context):
+        contexts.append(context)
+        check = Check("expected", "measured", context.backend is fastnn)
+        return Result(name, name, "claim", context.backend.__name__, (check,), (), ())
+
+    monkeypatch.setattr(experiments, "run", run)
+    words = ["lecture", "--only", "zigzag", "--backend", "both", "--seed", "5", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "0 of 1 claims held" in capsys.readouterr().out
+    assert [context.backend for context in contexts] == list(BACKENDS.values())
+    assert all(context.seed == 5 and np.array_equal(context.data.x, digits(5).x) for context in contexts)
 
 
 @pytest.mark.parametrize("name", experiments.NAMES)

@@ -456,6 +456,17 @@ def test_results_over_gamma_and_statistics(what, shape):
             assert close(got, exact, np.float64)
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (64, 40), (400, 300)])
+def test_gamma_may_be_a_row_of_the_result(shape):
+    x = np.random.default_rng(3).normal(size=shape)
+    gamma = np.linspace(1, 2, shape[1])
+    want = fn.layer_norm(x, gamma)[0]
+    for row in (0, 1, -1):
+        out = np.empty(shape)
+        out[row] = gamma
+        assert close(fn.layer_norm(x, out[row], out=out)[0], want, np.float64), row
+
+
 def misaligned(v):
     return np.frombuffer(b"-" + v.tobytes(), v.dtype, offset=1).reshape(v.shape)
 
@@ -578,6 +589,8 @@ X = np.ones((4, 6), np.float32)
         (ValueError, "empty", lambda f: f.rms_norm(np.ones((3, 0)))),
         (ValueError, "empty", lambda f: f.group_norm(np.ones((3, 4, 0)), 2)),
         (ValueError, "empty", lambda f: f.instance_norm(np.ones((3, 4, 0)))),
+        (ValueError, "a group has no values", lambda f: f.group_norm(np.ones((3, 0, 4)), 2, axis=-1)),
+        (ValueError, "decay is 1.5", lambda f: f.BatchNorm(5, decay=1.5)),
         (ValueError, "dimensions", lambda f: f.layer_norm(1.0)),
         (ValueError, "dimensions", lambda f: f.group_norm(np.ones(3), 1)),
         (ValueError, "gamma has shape", lambda f: f.layer_norm(X, np.ones(4, np.float32))),
@@ -667,6 +680,21 @@ def test_batch_norm_layer(functions):
         layer.forward(x[:1])
     assert np.array_equal(other.forward(x[:1]), other.beta[None])
     assert "BatchNorm(5" in repr(layer)
+
+
+@pytest.mark.parametrize("functions", [fn, reference], ids=["fastnn", "reference"])
+def test_inference_between_forward_and_backward_changes_nothing(functions):
+    x, other, dy = np.random.default_rng(0).normal(size=(3, 6, 5))
+    results = []
+    for inferred in (False, True):
+        layer = functions.BatchNorm(5, dtype=np.float64)
+        layer.forward(x)
+        state = layer.state_dict()
+        if inferred:
+            layer.forward(other, training=False)
+        assert all(np.array_equal(value, state[name]) for name, value in layer.state_dict().items())
+        results.append((layer.backward(dy), layer.dgamma, layer.dbeta))
+    assert same_bits(*results)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])

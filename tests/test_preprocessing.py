@@ -294,6 +294,9 @@ def test_out_may_be_the_input_or_overlap_it(prep, operation):
     np.testing.assert_array_equal(f(source, out=target), wanted)
     target = np.empty((7, 301)).T
     np.testing.assert_array_equal(f(x, out=target), wanted)
+    square = x[:100].reshape(-1)[:676].reshape(26, 26).copy()
+    wanted = f(square.copy())
+    np.testing.assert_array_equal(f(square, out=square.T), wanted)
 
 
 def test_empty_arrays_and_scalars(prep):
@@ -415,6 +418,11 @@ def test_shallow_copies_do_not_learn_from_each_other(prep):
 def test_pca_takes_shares_of_any_float(prep):
     kept = {prep.PCA(share).fit(correlated()).n_components_ for share in (0.5, np.float32(0.5), np.float16(0.5))}
     assert len(kept) == 1
+
+
+def test_pca_keeps_more_than_the_share(prep):
+    corners = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # half of the variance along each axis
+    assert [prep.PCA(share).fit(corners).n_components_ for share in (0.49, 0.5, 0.51)] == [1, 2, 2]
 
 
 def test_pca_keeps_the_digits_that_a_covariance_matrix_would_lose(prep):

@@ -53,6 +53,13 @@ def test_exponential_units_at_the_ends_of_the_range():
     assert np.array_equal(np.signbit(ref.elu(np.array([0.0, -0.0]), -1.0)), [False, True])
 
 
+def test_softplus_where_the_exponential_alone_is_subnormal():
+    x, beta = -7.4e12, 1e-10
+    with mpmath.workprec(200):
+        exact = float(mpmath.log1p(mpmath.exp(mpmath.mpf(beta) * mpmath.mpf(x))) / mpmath.mpf(beta))
+    assert ref.softplus(np.array([x]), beta)[0] == pytest.approx(exact, rel=1e-11, abs=0)
+
+
 def test_softmax_against_long_double():
     x = np.random.default_rng(0).normal(0, 30, (20, 300))
     e = np.exp(x.astype(np.longdouble) - x.max(-1, keepdims=True))

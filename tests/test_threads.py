@@ -366,6 +366,8 @@ def test_threads_follow_the_affinity():
     [
         ({"a/b/cpu.max": "150000 100000"}, "0::/a/b", 2),
         ({"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, "0::/a/b", 1),
+        ({"a/b/cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, "0::/a/b", 1),
+        ({"a/b/cpu.max": "300000 100000", "a/cpu.max": "100000 100000"}, "0::/a/b", 1),
         ({"a/cpu.max": "max 100000"}, "0::/a", None),
         ({"cpu.max": "50000 100000"}, "0::/", 1),
         ({}, "0::/gone", None),
@@ -375,6 +377,22 @@ def test_threads_follow_the_affinity():
             3,
         ),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/\n3:memory:/", None),
+        (
+            {
+                "cpu/a/b/cpu.cfs_quota_us": "-1",
+                "cpu/a/b/cpu.cfs_period_us": "100000",
+                "cpu/a/cpu.cfs_quota_us": "200000",
+                "cpu/a/cpu.cfs_period_us": "100000",
+            },
+            "4:cpu:/a/b",
+            2,
+        ),
+        (  # in a container without a namespace of its own, the mount is the group and the path is the host's
+            {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            "4:cpu,cpuacct:/docker/abc",
+            2,
+        ),
+        ({"cpu.cfs_quota_us": "100000", "cpu.cfs_period_us": "100000"}, "4:cpu:/a", None),
     ],
 )
 def test_control_group_quota(files, membership, expected, tmp_path):
@@ -385,3 +403,19 @@ def test_control_group_quota(files, membership, expected, tmp_path):
     (tmp_path / "self").write_text(membership + "\n")
     quota = fn.runtime._cgroup_quota(tmp_path / "cgroup", tmp_path / "self")
     assert quota == (sys.maxsize if expected is None else expected)
+
+
+def test_the_quota_bounds_the_processors(monkeypatch):
+    monkeypatch.setattr(fn.runtime, "_affinity", lambda: 8)
+    for quota, expected in ((3, 3), (sys.maxsize, 8)):
+        monkeypatch.setattr(fn.runtime, "_cgroup_quota", lambda quota=quota: quota)
+        assert fn.runtime._available_processors() == expected
+
+
+def test_more_threads_than_any_build_takes_are_no_error():
+    former = fn.runtime.num_threads()
+    try:
+        fn.runtime.set_num_threads(10**6)
+        assert fn.runtime.num_threads() in (1, 256)
+    finally:
+        fn.runtime.set_num_threads(former)

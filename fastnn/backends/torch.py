@@ -404,7 +404,7 @@ class _BatchNorm:
                 f"x of shape {tuple(x.shape)} has one value a channel, which has no unbiased variance; "
                 "in training batch norm needs more than one: give more samples, or call eval() first"
             )
-        if not self.training or self.running_mean is None:
+        if self.running_mean is None or not self.track_running_stats:
             return batch_norm(x, self.weight, self.bias, eps=self.eps)
         y, mean, _, var = _batch_norm_training(_checked(x), self.weight, self.bias, self.eps, 1, None, None)
         self._track(mean.detach(), var.detach(), count)
@@ -413,9 +413,11 @@ class _BatchNorm:
     @torch.no_grad()
     def _track(self: Any, mean: Any, var: Any, count: int) -> None:
         """Feed the running statistics: momentum is the share of the new value, None the mean of all batches so far."""
+        share = 0.0 if self.momentum is None else self.momentum  # as torch where there is no count of batches
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            if self.momentum is None:
+                share = 1.0 / float(self.num_batches_tracked)
         self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
         self.running_var.copy_((1 - share) * self.running_var + share * count / (count - 1) * var)
 

@@ -58,7 +58,8 @@ class Op:
     quick: tuple[Shape, ...]
     saved: str = "x"
     options: tuple[tuple[str, Any], ...] = ()
-    traffic: tuple[int, int] = (2, 3)  # arrays of the size of x read and written, forward and backward
+    traffic: tuple[float, float] = (2, 3)  # arrays of the size of x read and written, forward and backward
+    indices: float = 0  # and integers for each element of x
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -83,7 +84,8 @@ class Case:
     @property
     def nbytes(self) -> int:
         """Bytes that must cross the memory bus at the very least."""
-        return self.elements * np.dtype(self.dtype).itemsize * self.op.traffic[self.direction == "backward"]
+        arrays = np.dtype(self.dtype).itemsize * self.op.traffic[self.direction == "backward"]
+        return round(self.elements * (arrays + np.dtype(np.intp).itemsize * self.op.indices))
 
     @property
     def label(self) -> str:
@@ -98,7 +100,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     collect: Callable[[Any], tuple[Any, ...]] = lambda value: value if isinstance(value, tuple) else (value,)
-    fresh: bool = False  # the peer cannot write into a given array, so its time includes a new result
+    fresh: bool = False  # the peer does not write into the given array: its time includes a new result
 
 
 def shape_label(shape: Shape) -> str:
@@ -146,7 +148,17 @@ OPS: tuple[Op, ...] = (
     Op("log_softmax", "activations", "rows", "log_softmax", "log_softmax_backward", ROWS, ROWS[1:3], "y"),
     Op("cross_entropy", "activations", "cross_entropy", "cross_entropy", "", ROWS[1:], ROWS[1:3]),
     Op("prelu", "activations", "prelu", "prelu", "prelu_backward", (*BATCHES[:2], *IMAGES[:2]), BATCHES[:2]),
-    Op("maxout", "activations", "maxout", "maxout", "maxout_backward", BATCHES[:4], BATCHES[:2]),
+    Op(
+        "maxout",
+        "activations",
+        "maxout",
+        "maxout",
+        "maxout_backward",
+        BATCHES[:4],
+        BATCHES[:2],
+        traffic=(1.5, 1.5),
+        indices=0.5,
+    ),
     _norm("batch_norm", "batch", BATCHES + IMAGES),
     _norm("batch_norm_last", "batch", channels_last(IMAGES), axis=-1),
     _norm("batch_norm_relu", "batch", (BATCHES[0], BATCHES[3], *IMAGES[:2]), activation="relu"),

@@ -58,6 +58,12 @@ def call(
     return np.asarray(getattr(module, row.function + "_backward")(dy, saved, **kwargs))
 
 
+def bound_near_zero(error: Array, near: Array, got: Array, exact: Array) -> None:
+    """Elements `near` a zero of the derivative count by their absolute error, in NEAR_UNIT, where that is less."""
+    absolute = np.abs(got[near].astype(np.float64) - exact[near]) / NEAR_UNIT[got.dtype.name]
+    error[near] = np.minimum(error[near], absolute)
+
+
 def check_levels(
     row: Activation,
     direction: str,
@@ -87,9 +93,8 @@ def check_levels(
         error = yardstick.error(got)
         if exempt is not None:
             error[exempt & (np.abs(got) <= SMALLEST_NORMAL[got.dtype.name])] = 0
-        if near is not None and near.size:
-            absolute = np.abs(got[near].astype(np.float64) - exact[near]) / NEAR_UNIT[got.dtype.name]
-            error[near] = np.minimum(error[near], absolute)
+        if near is not None:
+            bound_near_zero(error, near, got, exact)
         falls = None
         if direction == "forward":
             if low is None and row.name in MONOTONE:

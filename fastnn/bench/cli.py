@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
@@ -30,22 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peer", action="append", choices=sorted(PEERS), help="compare with this one; may be repeated")
     parser.add_argument("--direction", choices=("forward", "backward"), help="only this direction")
-    parser.add_argument("--dtype", action="append", choices=("float16", "float32", "float64"), help="may be repeated")
     parser.add_argument(
-        "--threads", action="append", type=_count, metavar="N", help="may be repeated; default: 1 and all"
+        "--dtype",
+        action="append",
+        choices=("float16", "float32", "float64"),
+        help="may be repeated; default: float32 and float64, with --quick float32",
+    )
+    parser.add_argument(
+        "--threads",
+        action="append",
+        type=_count,
+        metavar="N",
+        help="may be repeated; default: 1 and all, with --quick 1",
     )
     parser.add_argument(
         "--output",
         action="append",
         choices=("out", "fresh", "inplace"),
-        help="where results go: a preallocated array, a fresh one or over the input; default: the first two",
+        help="where results go: a preallocated array (out), a fresh one or over the input; may be repeated; "
+        "default: out and fresh, with --quick out",
     )
     parser.add_argument("--max-elements", type=_count, metavar="N", help="leave out larger arrays")
     parser.add_argument("--budget", type=_seconds, metavar="S", help="seconds for each peer in each cell")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and tables")
     parser.add_argument(
-        "--load", type=Path, nargs="+", metavar="FILE", help="report saved measurements, measure nothing"
+        "--load",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="report saved measurements, measure nothing: only --json and --html go with it",
     )
 
 
@@ -65,14 +80,21 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _nothing_to_measure(args: argparse.Namespace) -> None:
+    """Raise ValueError for options beside --load that would choose what to measure: files are reported as they are."""
+    names = ("quick", "only", "peer", "direction", "dtype", "threads", "output", "max_elements", "budget")
+    given = ", ".join("--" + name.replace("_", "-") for name in names if getattr(args, name))
+    if given:
+        raise ValueError(f"--load reports files as they are; {given} cannot go with it")
+
+
 def plan_from(args: argparse.Namespace) -> Plan:
-    selected = cases(
-        quick=args.quick,
-        only=args.only,
-        dtypes=tuple(args.dtype or (("float32",) if args.quick else ("float32", "float64"))),
-        outputs=tuple(args.output or ("out", "fresh")),
-        largest=args.max_elements,
-    )
+    dtypes = tuple(args.dtype or (("float32",) if args.quick else ("float32", "float64")))
+    outputs = tuple(args.output or (("out",) if args.quick else ("out", "fresh")))
+    selected = cases(args.quick, args.only, dtypes, outputs, args.max_elements)
+    if args.quick and "fresh" in outputs:  # which the quick cases leave out: those with a fresh result instead
+        given = cases(True, args.only, dtypes, ("out",), args.max_elements)
+        selected += [replace(case, output="fresh") for case in given if case.op.kind == "map"]
     if args.direction:
         selected = [case for case in selected if case.direction == args.direction]
     if not selected:
@@ -126,6 +148,7 @@ def run(args: argparse.Namespace, module: ModuleType | None = None) -> int:
         for path in filter(None, (args.json, args.html)):
             report.check_writable(path)
         if args.load:
+            _nothing_to_measure(args)
             rows, about = report.load_json(args.load)
         else:
             plan = plan_from(args)

@@ -81,7 +81,7 @@ def against_reference(op: Op, tolerance: float, levels: Levels) -> list[Outcome]
             for level in levels:
                 with fastnn.runtime.use_isa(level):
                     got = _everything(fastnn, case, data)
-                error = max(_relative(a, b) for a, b in zip(got, want, strict=True))
+                error = _largest(got, want)
                 found.append((f"{direction} {shape} on {level}", error))
     return [_worst(op.name, "agrees with the reference", tolerance, found)]
 
@@ -90,6 +90,11 @@ def _everything(module: Any, case: Case, data: dict[str, Any]) -> tuple[Array, .
     call = fastnn_call(module, case, data)
     value = call.function(*call.args, **call.kwargs)
     return tuple(np.asarray(v) for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def _largest(got: Iterable[Array], want: Iterable[Array]) -> float:
+    """The relative error of the worst result: NaN if any is, which Python's max may drop."""
+    return float(np.max([_relative(a, b) for a, b in zip(got, want, strict=True)]))
 
 
 def _relative(got: Array, want: Array) -> float:
@@ -182,7 +187,7 @@ def norm_accuracy(name: str, levels: Levels) -> list[Outcome]:
                 got, own = np.asarray(result[0], np.float64), result[1:]
                 grads = getattr(fastnn, backward)(dy, x, *own, *extra)
             outputs.append((f"{label}, {level}", float(np.abs(got - y).max())))
-            error = max(_relative(np.asarray(a, np.float64), b) for a, b in zip(grads, exact, strict=True))
+            error = _largest([np.asarray(a, np.float64) for a in grads], exact)
             if x.size > 6:  # normalized over two values, the gradient is zero: nothing to be relative to
                 gradients.append((f"{label}, {level}", error))
     return [

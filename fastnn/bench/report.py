@@ -14,7 +14,7 @@ from fastnn.bench.cases import shape_label
 from fastnn.bench.console import print_table
 from fastnn.bench.runner import COPY, MARK, Row, row_from_json, row_to_json
 
-MARKED = f"{MARK} cannot write into a given array: the time includes a new result."
+MARKED = f"{MARK} does not write into the given array: the time includes a new result."
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -33,7 +33,7 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], list[Row]]:
     """Rows by family, dtype, threads and output: a table each."""
     result: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
     for row in rows:
-        family = row.family if len(row.shape) == 1 or row.family == "normalization" else "rows and channels"
+        family = "rows and channels" if row.family == "activations" and len(row.shape) > 1 else row.family
         result[family, row.dtype, row.threads, row.output].append(row)
     return dict(result)
 
@@ -79,8 +79,8 @@ def print_tables(rows: list[Row]) -> None:
                         shape_label(row.shape),
                         duration(row.times["fastnn"]) if "fastnn" in row.times else "[red]failed[/red]",
                         _ratio(row),
-                        _times(row.against("torch")),
-                        _times(row.against("numpy")),
+                        _against(row, "torch"),
+                        _against(row, "numpy"),
                         _percent(row),
                     ]
                     for row in members
@@ -90,6 +90,11 @@ def print_tables(rows: list[Row]) -> None:
 
 def _times(value: float | None) -> str:
     return "" if value is None else (f"[red]{value:.2f}[/red]" if value < 1 else f"{value:.2f}")
+
+
+def _against(row: Row, peer: str) -> str:
+    text = _times(row.against(peer))
+    return text + MARK if text and peer in row.fresh else text
 
 
 def _percent(row: Row) -> str:
@@ -106,6 +111,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         "cells": len(rows),
         "compared": len(compared),
         "losses": len(losses),
+        "left out": sum(len(row.left_out) for row in rows),
         "best peer": geometric_mean(row.ratio for row in compared if row.ratio),
         "peers": {name: geometric_mean(r for row in rows if (r := row.against(name))) for name in names},
         "worst": sorted(compared, key=lambda row: row.ratio or 0)[:12],
@@ -118,6 +124,8 @@ def print_summary(rows: list[Row], about: dict[str, Any]) -> None:
         means = "; ".join(f"{name} {value:.2f}" for name, value in result["peers"].items() if not math.isnan(value))
         print(f"\nGeometric mean: {result['best peer']:.2f} times as fast as the best peer of each cell ({means}).")
         print(f"{result['losses']} of {result['compared']} cells are slower than the best peer.")
+        if result["left out"]:
+            print(f"{result['left out']} times a peer over 8 times slower on fewer elements was left out of a cell.")
         print_table(
             "Worst cells",
             ["", "shape", "dtype", "threads", "output", "fastnn", "best peer", "ratio"],
@@ -172,15 +180,55 @@ def load_json(paths: Iterable[Path]) -> tuple[list[Row], dict[str, Any]]:
     for path in paths:
         try:
             content = json.loads(Path(path).read_text())
-            rows = [row_from_json(value) for value in content.pop("rows")]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            values = content.pop("rows")
+            wrong = [key for key in ("machine", "versions", "missing") if not isinstance(content.get(key, {}), dict)]
+            if wrong or not isinstance(values, list):
+                raise TypeError(f"{', '.join(wrong) or 'rows'} of another type")
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} holds no measurements as --json writes them ({error!r})") from error
-        merged.update((row.key, row) for row in rows)
+        for number, value in enumerate(values, 1):
+            try:
+                row = row_from_json(value)
+                problem = _problem(row)
+            except (KeyError, TypeError, ValueError) as error:
+                problem = repr(error)
+            if problem:
+                raise ValueError(f"{path}, row {number} of {len(values)}: {problem}")
+            merged[row.key] = row
         about.update(content)
         dates |= set(str(content.get("created", "")).split(" to "))
     if about:
         about["created"] = " to ".join(sorted({min(dates), max(dates)}))
     return list(merged.values()), about
+
+
+def _problem(row: Row) -> str:
+    """The first field that no measurement can have; empty where the row can be reported."""
+
+    def within(low: float, high: float, kinds: tuple[type, ...], *values: Any) -> bool:
+        return all(type(value) in kinds and low <= value <= high for value in values)
+
+    def texts(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    for name, good in (
+        ("op", isinstance(row.op, str)),
+        ("family", isinstance(row.family, str)),
+        ("direction", row.direction in ("forward", "backward")),
+        ("shape", row.shape and within(1, 1e18, (int,), *row.shape)),
+        ("dtype", row.dtype in ("float16", "float32", "float64")),
+        ("output", row.output in ("out", "fresh", "inplace")),
+        ("threads", within(1, 1e6, (int,), row.threads)),
+        ("elements", within(1, 1e18, (int,), row.elements)),
+        ("nbytes", within(0, 1e18, (int,), row.nbytes)),  # none for a training step
+        ("times", isinstance(row.times, dict) and within(1e-12, 1e9, (int, float), *row.times.values())),
+        ("fresh", texts(row.fresh)),
+        ("failed", isinstance(row.failed, dict) and texts(list(row.failed.values()))),
+        ("left_out", texts(row.left_out)),
+    ):
+        if not good:
+            return f"{name} cannot be {getattr(row, name)!r}"
+    return ""
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -226,7 +274,7 @@ def save_html(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
         )
         parts.append(
             f"<p>Geometric mean over {result['compared']} cells: {result['best peer']:.2f} times as fast as the best"
-            f" peer of each cell ({means}). {result['losses']} cells are slower than"
+            f" peer of each cell ({html.escape(means)}). {result['losses']} cells are slower than"
             " their best peer.</p>"
         )
     parts.append(f"<p>{_legend(rows)}</p>")
@@ -259,7 +307,7 @@ def _html_table(members: list[Row]) -> str:
     lines = [f"<div class='scroll'><table><tr><th><th>shape{head}<th>ratio to best peer<th>of copy speed"]
     for row in members:
         cells = "".join(
-            f"<td>{duration(row.times[name]) if name in row.times else html.escape(row.failed.get(name, ''))[:40]}"
+            f"<td>{duration(row.times[name]) if name in row.times else html.escape(row.failed.get(name, '')[:40])}"
             f"{MARK if name in row.fresh else ''}"
             for name in names
         )
@@ -267,7 +315,8 @@ def _html_table(members: list[Row]) -> str:
         mark = " class='loss'" if ratio is not None and ratio < 1 else ""
         value = "" if ratio is None else f"{ratio:.2f}"
         lines.append(
-            f"<tr><td>{row.op} {row.direction}<td>{shape_label(row.shape)}{cells}<td{mark}>{value}<td>{_percent(row)}"
+            f"<tr><td>{html.escape(row.op)} {row.direction}<td>{shape_label(row.shape)}{cells}"
+            f"<td{mark}>{value}<td>{_percent(row)}"
         )
     return "\n".join(lines) + "</table></div>"
 
@@ -336,7 +385,7 @@ def _plots(members: list[Row]) -> list[str]:
         for name, curve in curves.items():
             axes.line(curve, COLOURS.get(name, "#888"), name, dashed=name == COPY)
         figure = axes.svg("elements", "ns an element")
-        result.append(f"<figure><figcaption>{op} {direction}</figcaption>{figure}</figure>")
+        result.append(f"<figure><figcaption>{html.escape(op)} {direction}</figcaption>{figure}</figure>")
     return result
 
 

@@ -24,6 +24,10 @@ COPY = "copy"  # no peer: a non-temporal copy of x to out, the speed limit of th
 SMALL = 16 << 10  # elements from which on a peer's time tells how long it takes for more
 LONG = 0.05  # seconds for one call of a peer 8 times slower than fastnn that nobody awaits
 PAUSE = 0.01  # seconds for which an OpenMP library's threads may spin after a call, on cores that others need
+WARM = 2e-3  # seconds of calls before anything is decided: threads wake, and one disturbed call tells nothing
+SAMPLE = 2e-4  # seconds of calls timed together, so that the clock's resolution and its cost vanish
+LEAST = 5  # rounds at least of whoever takes up to RIVAL times as long as the fastest, however long that is
+RIVAL = 2.0
 MARK = "†"
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
 
@@ -44,6 +48,7 @@ class Row:
     times: dict[str, float] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # peers that were over 8 times slower on fewer elements
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -109,39 +114,54 @@ def interleave(
     reset: Callable[[], None] | None = None,
     threaded: bool = False,
 ) -> dict[str, float]:
-    """Best time of each, in seconds a call. ``budget`` is what each may spend in all; the slow get fewer rounds.
+    """Best time of each, in seconds a call. ``budget`` is what each may spend in all; but whoever takes up to RIVAL
+    times as long as the fastest gets as many rounds as it, and LEAST at least.
 
     ``threaded``: let the threads of the one before fall asleep first, and wake one's own with calls that do not count.
     """
-    counts, best, cost = {}, {}, {}
+    best: dict[str, float] = {}
     for name, sample in samplers.items():
+        if threaded:
+            time.sleep(PAUSE)
         if reset:
             reset()
-        once = sample(1)
-        if not reset and once < 1e-2:
-            once = min(once, sample(1))
-        # enough calls that the clock's resolution and its cost vanish
-        counts[name] = 1 if reset or once > 2e-4 else max(1, int(2e-4 / max(once, 2e-8)))
-        best[name] = once if counts[name] == 1 else float("inf")
-        cost[name] = max(counts[name] * once, 1e-7)
+        best[name] = seconds = sample(1)
+        count = 1
+        while not reset and seconds < WARM:
+            count *= 2
+            again = sample(count)
+            best[name] = min(best[name], again / count)
+            seconds += again
+
+    def calls(name: str) -> int:
+        """As many as make a sample, by the best time so far: the first ones may have been disturbed."""
+        return max(1, int(SAMPLE / max(best[name], 2e-8))) if not reset else 1
+
     spent = dict.fromkeys(samplers, 0.0)
     order = random.Random(0)
     for turn in range(rounds):
-        names = [name for name in samplers if turn < 2 or spent[name] + cost[name] <= budget]
+        fastest = min(best.values())
+        names = []
+        for name in samplers:
+            slower = best[name] / fastest
+            cost = calls(name) * best[name]
+            least = LEAST if slower <= RIVAL else 2 if cost <= budget else 1
+            allowed = budget * slower if slower <= RIVAL else budget
+            if turn < least or spent[name] + cost <= allowed:
+                names.append(name)
         if not names:
             break
         # in another order every round: who always ran after the copy would always find his output out of the caches
         for name in order.sample(names, len(names)):
-            if cost[name] > budget and turn >= 1:
-                continue
             if threaded:
                 time.sleep(PAUSE)
-                samplers[name](1 + int(1e-3 * counts[name] / cost[name]))
+                samplers[name](1 + int(1e-3 / max(best[name], 2e-8)))
             if reset:
                 reset()
-            seconds = samplers[name](counts[name])
+            count = calls(name)
+            seconds = samplers[name](count)
             spent[name] += seconds
-            best[name] = min(best[name], seconds / counts[name])
+            best[name] = min(best[name], seconds / count)
     return best
 
 
@@ -164,7 +184,7 @@ class Runner:
         self._data = DataCache()
         self._most = fastnn.runtime.num_threads()
         self.versions: dict[str, str] = {"fastnn": getattr(self._module, "__version__", "")}
-        self._hopeless: dict[tuple[str, str, str, int], dict[str, float]] = {}  # seconds an element
+        self._hopeless: dict[tuple[str, str, str, str, int], dict[str, float]] = {}  # seconds an element
         self.missing: dict[str, str] = {}
         self.peers: list[Peer] = []
         for name in peers:
@@ -209,10 +229,13 @@ class Runner:
         reset = self._reset(case, data)
         samplers: dict[str, Sampler] = {}
         calls: list[Call] = []  # keeps what the timing loops use alive
-        race = (case.op.name, case.direction, case.dtype, threads)
+        race = (case.op.name, case.direction, case.dtype, case.output, threads)
         hopeless = self._hopeless.get(race, {})
+        row.left_out = [name for name, pace in hopeless.items() if case.elements * pace > LONG]
+        if row.left_out and len(row.left_out) == len(self.peers):  # nobody else is there to compare with
+            row.left_out.remove(min(row.left_out, key=hopeless.__getitem__))
         for name, prepare in self._contestants(case, data):
-            if case.elements * hopeless.get(name, 0.0) > LONG:
+            if name in row.left_out:
                 continue
             try:
                 call = prepare()

@@ -122,7 +122,7 @@ class Numba(Peer):
     def load(self) -> str:
         import numba
 
-        self._cache: dict[tuple[str, str, bool], Any] = {}
+        self._cache: dict[tuple[str, str, bool, bool], Any] = {}
         self._threads, self._most = 1, numba.get_num_threads()
         return str(numba.__version__)
 
@@ -136,17 +136,15 @@ class Numba(Peer):
         expression = _expression(case)
         if expression is None or case.dtype not in ("float32", "float64"):
             return None
-        key = (expression, case.dtype, self._threads > 1)
+        out = out_of(case, data)
+        key = (expression, case.dtype, self._threads > 1, out is None)
         function = self._cache.get(key)
         if function is None:
             function = self._cache[key] = self._compile(*key, list(_arrays(case, data)))
-        out = out_of(case, data)
         arrays = tuple(_arrays(case, data).values())
-        if out is None:
-            return Call(lambda *arrays: function(*arrays, np.empty_like(arrays[0])), arrays)
-        return Call(function, (*arrays, out))
+        return Call(function, arrays if out is None else (*arrays, out))
 
-    def _compile(self, expression: str, dtype: str, parallel: bool, names: list[str]) -> Any:
+    def _compile(self, expression: str, dtype: str, parallel: bool, fresh: bool, names: list[str]) -> Any:
         import math
 
         import numba
@@ -158,13 +156,14 @@ class Numba(Peer):
         kind = np.dtype(dtype).type
         space: dict[str, Any] = {name: kind(value) for name, value in CONSTANTS.items()}
         space |= {name: getattr(math, name) for name in ("exp", "expm1", "log1p", "tanh", "erf")}
-        space |= {"where": where, "abs": abs, "prange": numba.prange}
+        space |= {"where": where, "abs": abs, "prange": numba.prange, "empty_like": np.empty_like}
         # a bare integer is int64 to numba and would turn float32 into double
         space |= {f"number_{n}": kind(n) for n in (0, 1, 3, 6)}
         expression = re.sub(r"\b(\d)\b", r"number_\1", expression.replace("&", "and"))
         loads = "; ".join(f"{name} = {name}_[i]" for name in names)
-        arguments = ", ".join(f"{name}_" for name in names)
+        arguments = ", ".join([f"{name}_" for name in names] + ["out"] * (not fresh))
+        allocate = f"out = empty_like({names[0]}_)" if fresh else ""  # compiled, it costs less than a call
         body = f"for i in prange(out.size):\n  {loads}\n  out[i] = {expression}"
-        source = f"def loop({arguments}, out):\n {body}\n return out\n"
+        source = f"def loop({arguments}):\n {allocate}\n {body}\n return out\n"
         exec(source, space)  # the formulas above, nothing from outside
         return numba.njit(fastmath=True, parallel=parallel, error_model="numpy")(space["loop"])

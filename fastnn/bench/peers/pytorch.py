@@ -1,9 +1,15 @@
-"""PyTorch at its best: inference mode, out= variants, and the backward operators called directly, without autograd."""
+"""Eager PyTorch at its best: inference mode, out=, backward operators called directly; torch.compile is not measured.
+
+Each operator is called through the cheapest binding that takes out=: torch's own functions first, then those in
+torch._C._nn, then aten's overloads by their ``_op``, without the Python method around it. Where an operator writes no
+given array without a copy, or is slow, the fastest of the ways to do the same is chosen when a case is prepared. What
+does not depend on the data (buffers for intermediates, views, constants) is made beforehand.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from timeit import repeat
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,9 +26,18 @@ def _numpy(value: Any) -> tuple[Any, ...]:
     return tuple(v.numpy() if hasattr(v, "numpy") else v for v in values)
 
 
-def _duration(call: Call) -> float:
-    """The shortest of three calls."""
-    return min(repeat(lambda: call.function(*call.args, **call.kwargs), number=1, repeat=3))
+def fastest(*calls: Call) -> Call:
+    """The call of the shortest time: interleaved, at least five of each, more while they are short."""
+    best = [float("inf")] * len(calls)
+    begin = perf_counter()
+    for turn in range(200):
+        for i, call in enumerate(calls):
+            start = perf_counter()
+            call.function(*call.args, **call.kwargs)
+            best[i] = min(best[i], perf_counter() - start)
+        if turn >= 4 and perf_counter() - begin > 0.1:
+            break
+    return calls[best.index(min(best))]
 
 
 class Torch(Peer):
@@ -78,14 +93,19 @@ class Torch(Peer):
         return special[case.op.kind](case, data, out, forward)
 
     def _operator(
-        self, packet: Any, args: tuple[Any, ...], into: dict[str, Any], collect: Callable[[Any], Any] = tuple
+        self,
+        packet: Any,
+        args: tuple[Any, ...],
+        into: dict[str, Any],
+        collect: Callable[[Any], Any] = tuple,
+        fresh: Call | None = None,
     ) -> Call:
         """With out=. An operator without a kernel for that computes a new result and copies it; as a rule it takes less
         time without, but not where the pages of a new result take longer than a copy: the faster of the two, then."""
-        written = Call(packet.out, args, into, collect)
+        written = Call(packet.out._op, args, into, collect)
         if self._torch._C._dispatch_has_kernel_for_dispatch_key(f"{packet._qualified_op_name}.out", "CPU"):
             return written
-        return min(written, Call(packet.default, args, collect=collect, fresh=True), key=_duration)
+        return fastest(written, fresh or Call(packet.default._op, args, collect=collect, fresh=True))
 
     def _map(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call | None:
         torch, aten, name = self._torch, self._aten, case.op.name
@@ -101,7 +121,7 @@ class Torch(Peer):
                 "relu6": (nn.hardtanh, (x, 0, 6), {}),
                 "hardtanh": (nn.hardtanh, (x,), {}),
                 "hardsigmoid": (nn.hardsigmoid, (x,), {}),
-                "hardswish": (aten.hardswish.out if into else torch.nn.functional.hardswish, (x,), {}),
+                "hardswish": (nn.hardswish, (x,), {}),
                 "elu": (nn.elu, (x,), {}),
                 "celu": (nn.elu, (x,), {}),  # celu and elu are one function at alpha = 1; aten.celu has no direct out
                 "selu": (nn.elu, (x, ALPHA, SCALE), {}),
@@ -112,15 +132,14 @@ class Torch(Peer):
                 "log_sigmoid": (nn.log_sigmoid, (x,), {}),
                 "softplus": (nn.softplus, (x,), {}),
             }
-            if name == "relu" and not into:
-                return Call(torch.relu, (x,))
+            if name == "relu" and case.output != "inplace":
+                relu = Call(torch.relu, (x,), fresh=True)
+                return fastest(Call(torch.clamp_min, (x, 0), into), relu) if into else relu
             if name in forwards:
                 function, args, kwargs = forwards[name]
                 return Call(function, args, kwargs | into)
             if name == "softsign":
-                if out is None:
-                    return Call(torch.nn.functional.softsign, (x,))
-                return Call(lambda x, out: torch.div(x, x.abs().add_(1), out=out), (x, out))
+                return Call(self._softsign(case, out), (x, out))
             return None
         dy, s = self._tensor(data["dy"]), self._tensor(data["saved"])
         backwards: dict[str, tuple[Any, ...]] = {
@@ -143,81 +162,114 @@ class Torch(Peer):
             packet, args = backwards[name][0], backwards[name][1:]
             kwargs = {"approximate": "tanh"} if name == "gelu_tanh" else {}
             if out is None:
-                return Call(packet.default, args, kwargs)
-            return Call(packet.grad_input, args, kwargs | {"grad_input": out})
+                return Call(packet.default._op, args, kwargs)
+            return Call(packet.grad_input._op, args, kwargs | {"grad_input": out})
         if name == "hardswish":
             return (
                 self._operator(aten.hardswish_backward, (dy, s), {"out": out})
                 if into
-                else Call(aten.hardswish_backward.default, (dy, s))
+                else Call(aten.hardswish_backward.default._op, (dy, s))
             )
         if name == "mish":
-            return Call(aten.mish_backward.default, (dy, s), fresh=True)
+            return Call(aten.mish_backward.default._op, (dy, s), fresh=True)
         if name == "log_sigmoid":
             # the CPU kernel reads the buffer that its forward pass saved: exp(-|x|)
             buffer = aten.log_sigmoid_forward.default(s)[1]
             if out is None:
-                return Call(aten.log_sigmoid_backward.default, (dy, s, buffer))
-            return Call(aten.log_sigmoid_backward.grad_input, (dy, s, buffer), {"grad_input": out})
+                return Call(aten.log_sigmoid_backward.default._op, (dy, s, buffer))
+            return Call(aten.log_sigmoid_backward.grad_input._op, (dy, s, buffer), {"grad_input": out})
         if name == "softsign":
-
-            def softsign_backward(dy: Any, x: Any, out: Any) -> Any:
-                t = x.abs().add_(1)
-                return torch.div(dy, t.mul_(t), out=out)
-
-            return Call(softsign_backward, (dy, s, out))
+            return Call(self._softsign(case, out), (s, out, dy))
         return None
 
+    def _softsign(self, case: Case, out: Any) -> Callable[..., Any]:
+        """x / (1 + |x|), or dy / (1 + |x|)^2, with the denominator in the result's place unless an operand is there."""
+        torch = self._torch
+        scratch = torch.empty_like(out) if case.output == "inplace" else out
+
+        def run(x: Any, out: Any, dy: Any = None) -> Any:
+            t = torch.abs(x, out=scratch).add_(1)
+            top, bottom = (x, t) if dy is None else (dy, t.mul_(t))
+            return torch.div(top, bottom, out=t if out is None else out)
+
+        return run
+
     def _rows(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
-        aten, log = self._aten, case.op.name == "log_softmax"
+        torch, log = self._torch, case.op.name == "log_softmax"
         if forward:
             x = self._tensor(data["x"])
-            packet = aten._log_softmax if log else aten._softmax
-            return Call(packet.out, (x, -1, False), {"out": out})
+            return Call(torch._log_softmax if log else torch._softmax, (x, -1, False), {"out": out})
         dy, y = self._tensor(data["dy"]), self._tensor(data["saved"])
         if log:
-            return Call(aten._log_softmax_backward_data.out, (dy, y, -1, y.dtype), {"out": out})
-        return Call(aten._softmax_backward_data.out, (dy, y, -1, y.dtype), {"grad_input": out})
+            return Call(torch._log_softmax_backward_data, (dy, y, -1, y.dtype), {"out": out})
+        return Call(torch._softmax_backward_data, (dy, y, -1, y.dtype), {"grad_input": out})
 
     def _cross_entropy(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
-        aten, torch = self._aten, self._torch
+        """The log of the softmax, then (softmax - onehot) / n in its place: nll_loss_backward would make an array of
+        x's size with one element a row."""
+        torch, nll_loss = self._torch, self._torch._C._nn.nll_loss
         x, labels = self._tensor(data["x"]), self._tensor(data["labels"])
-        one = torch.ones((), dtype=x.dtype)
+        part = 1 / len(x)
+        minus = torch.full((len(x), 1), -part, dtype=x.dtype)
 
         def run(x: Any, labels: Any, out: Any) -> Any:
-            y = aten._log_softmax.default(x, 1, False)
-            loss, total = aten.nll_loss_forward.default(y, labels, None, 1, -100)
-            g = aten.nll_loss_backward.default(one, y, labels, None, 1, -100, total)
-            return loss, aten._log_softmax_backward_data.out(g, y, 1, y.dtype, out=out)
+            torch._log_softmax(x, 1, False, out=out)
+            loss = nll_loss(out, labels, None, 1, -100)
+            return loss, out.exp_().mul_(part).scatter_add_(1, labels.unsqueeze(1), minus)
 
         return Call(run, (x, labels, out))
 
     def _prelu(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
-        aten, x, slope = self._aten, self._tensor(data["x"]), self._tensor(data["slope"])
+        """The backward kernel is slow: on larger arrays, several passes of others take a fraction of its time."""
+        torch, aten, x = self._torch, self._aten, self._tensor(data["x"])
+        slope = self._tensor(data["slope"]).view(-1, *[1] * (x.dim() - 2))
         if forward:
-            return Call(self._torch.prelu, (x, slope), fresh=True)
-        along = [1, -1] + [1] * (x.dim() - 2)
+            return Call(torch._prelu_kernel, (x, slope), fresh=True)
+        dy, scratch, sums = self._tensor(data["dy"]), torch.empty_like(x), self._channel_sums(x)
         over = [i for i in range(x.dim()) if i != 1]
+        kernel, positive = aten._prelu_kernel_backward.default._op, aten.threshold_backward.grad_input._op
 
-        def run(dy: Any, x: Any, slope: Any) -> Any:
-            dx, dslope = aten._prelu_kernel_backward.default(dy, x, slope.view(along))
+        def fused(dy: Any, x: Any, slope: Any) -> Any:
+            dx, dslope = kernel(dy, x, slope)
             return dx, dslope.sum(over)
 
-        return Call(run, (self._tensor(data["dy"]), x, slope), fresh=True)
+        def passes(dy: Any, x: Any, slope: Any, out: Any) -> Any:
+            positive(dy, x, 0, grad_input=out)
+            rest = torch.sub(dy, out, out=scratch)
+            return out.addcmul_(rest, slope), sums(rest.mul_(x))
+
+        return fastest(Call(fused, (dy, x, slope), fresh=True), Call(passes, (dy, x, slope, out)))
+
+    def _channel_sums(self, x: Any, weight: float = 1.0) -> Callable[[Any], Any]:
+        """A function: weight times the sums over all axes but the second, of contiguous tensors like x. On large ones a
+        product of a matrix and a vector takes half the time of PyTorch's reductions over the first or several axes."""
+        torch = self._torch
+        n, c, size = len(x), x.shape[1], x[0, 0].numel()
+        weights = torch.full((size if x.dim() > 2 else n,), weight, dtype=x.dtype)
+        if x.dim() == 2:
+            return lambda x: torch.mv(x.t(), weights)
+        return lambda x: torch.mv(x.view(n * c, size), weights).view(n, c).sum(0)
 
     def _maxout(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         torch = self._torch
         if forward:
             x = self._tensor(data["x"])
-            which = torch.empty(tuple(out.shape), dtype=torch.int64)
-            return Call(lambda x, out: torch.max(x.view(len(x), -1, 2), 2, out=(out, which))[0], (x, out))
+            which = torch.empty(tuple(out.shape), dtype=torch.int64)  # as the backward pass is given it
+            later = torch.empty_like(which, dtype=torch.bool)
+
+            def largest(first: Any, second: Any, out: Any) -> Any:  # torch.max over an axis of 2 is slower
+                which.copy_(torch.gt(second, first, out=later))
+                return torch.maximum(first, second, out=out)
+
+            return Call(largest, (x[:, ::2], x[:, 1::2], out))
         dy, index = self._tensor(data["dy"]), self._tensor(data["which"])
 
-        def run(dy: Any, index: Any, out: Any) -> Any:
-            out.zero_().view(len(dy), -1, 2).scatter_(2, index.unsqueeze(2), dy.unsqueeze(2))
+        def scatter(dy: Any, index: Any, pieces: Any) -> Any:
+            out.zero_()
+            pieces.scatter_(2, index, dy)
             return out
 
-        return Call(run, (dy, index, out))
+        return Call(scatter, (dy.unsqueeze(2), index.unsqueeze(2), out.view(len(dy), -1, 2)))
 
     def _images(self, case: Case, array: Any) -> Any:
         """A tensor with channels second; a channels-last array becomes PyTorch's channels_last memory format."""
@@ -242,40 +294,40 @@ class Torch(Peer):
         back = self._back(case)
         mean, invstd = torch.empty_like(gamma), torch.empty_like(gamma)
         if forward:
-            into = {"out": out, "save_mean": mean, "save_invstd": invstd}
-
-            def fused(x: Any) -> Any:
-                return aten.native_batch_norm.out(x, gamma, beta, None, None, True, 0.1, 1e-5, **into)[0].relu_()
-
-            if relu:
-                return Call(fused, (x,), collect=back)
             args = (x, gamma, beta, None, None, True, 0.1, 1e-5)
-            return Call(aten.native_batch_norm.out, args, into, lambda value: back(value[:1]))
+            return self._normalized(args, (out, mean, invstd), relu, lambda value: back(value[:1]))
         dy = self._images(case, data["dy"])
         mean, invstd = (self._tensor(np.asarray(s, case.dtype)) for s in data["stats"])
         tail = (gamma, None, None, mean, invstd, True, 1e-5, [True, True, True])
         into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
         plain = self._operator(aten.native_batch_norm_backward, (dy, x, *tail), into, back)
         if relu:
-            y = aten.native_batch_norm.default(x, gamma, beta, None, None, True, 0.1, 1e-5)[0].relu_()
+            y = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.1, 1e-5)[0].relu_()
+            masked, relu_backward = torch.empty_like(dy), aten.threshold_backward.grad_input._op
 
             def run(dy: Any, x: Any, y: Any) -> Any:
-                return plain.function(aten.threshold_backward.default(dy, y, 0), x, *tail, **plain.kwargs)
+                return plain.function(relu_backward(dy, y, 0, grad_input=masked), x, *tail, **plain.kwargs)
 
             return Call(run, (dy, x, y), collect=back, fresh=plain.fresh)
         return plain
 
+    def _normalized(
+        self, args: tuple[Any, ...], into: tuple[Any, ...], relu: bool, collect: Callable[[Any], Any]
+    ) -> Call:
+        """Batch normalization into the first of ``into``, the others for its statistics, and relu in place."""
+        norm = self._torch.native_batch_norm
+        if relu:
+            return Call(lambda *args: norm(*args, out=into)[0].relu_(), args, collect=collect)
+        return Call(norm, args, {"out": into}, collect)
+
     def _inference(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
-        torch, aten = self._torch, self._aten
         x = self._tensor(data["x"])
         names = ("gamma", "beta", "mean", "var")
         gamma, beta, mean, var = (self._tensor(data[name]) for name in names)
-        nothing = torch.empty(0, dtype=x.dtype)
-        into = {"out": out, "save_mean": nothing, "save_invstd": nothing}
+        nothing = self._torch.empty(0, dtype=x.dtype)
         args = (x, gamma, beta, mean, var, False, 0.1, 1e-5)
-        if dict(case.op.options).get("activation") == "relu":
-            return Call(lambda *args: aten.native_batch_norm.out(*args, **into)[0].relu_(), args)
-        return Call(aten.native_batch_norm.out, args, into, lambda value: value[:1])
+        relu = dict(case.op.options).get("activation") == "relu"
+        return self._normalized(args, (out, nothing, nothing), relu, lambda value: value[:1])
 
     def _layer(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         torch, aten = self._torch, self._aten
@@ -284,30 +336,45 @@ class Torch(Peer):
         if forward:
             rows = (*case.shape[:-1], 1)
             into = {"out0": out, "out1": torch.empty(rows, dtype=x.dtype), "out2": torch.empty(rows, dtype=x.dtype)}
-            return self._operator(aten.native_layer_norm, (x, size, gamma, beta, 1e-5), into, lambda value: value[:1])
+            args = (x, size, gamma, beta, 1e-5)
+            fresh = Call(torch.layer_norm, args, fresh=True)
+            return self._operator(aten.native_layer_norm, args, into, lambda value: value[:1], fresh)
         stats = (self._tensor(np.asarray(s, case.dtype)[..., None]) for s in data["stats"])
         into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
-        args = (self._tensor(data["dy"]), x, size, *stats, gamma, beta, [True, True, True])
-        return self._operator(aten.native_layer_norm_backward, args, into)
+        grads = (self._tensor(data["dy"]), x, size, *stats, gamma, beta, [True, True, True])
+        return self._operator(aten.native_layer_norm_backward, grads, into)
 
-    def _rms(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call | None:
+    def _rms(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
+        """From simple operators, since PyTorch's own are such a composition too, with an array for every intermediate;
+        its backward pass would need autograd."""
+        torch, (n, c) = self._torch, case.shape
         x, gamma = self._tensor(data["x"]), self._tensor(data["gamma"])
+        rows = torch.empty((n, 1), dtype=x.dtype)
         if forward:
-            return Call(self._torch.rms_norm, (x, [case.shape[-1]], gamma, 1e-5), fresh=True)
-        if self._torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_rms_norm_backward", "CPU"):
-            invrms = self._tensor(np.asarray(data["stats"][0], case.dtype)[..., None])
-            args = (self._tensor(data["dy"]), x, [case.shape[-1]], invrms, gamma, [True, True])
-            return Call(self._aten._fused_rms_norm_backward.default, args, fresh=True)
-        return self._autograd(case, data, lambda x, g: self._torch.rms_norm(x, [case.shape[-1]], g, 1e-5))
+            eps, norm = torch.full((), 1e-5, dtype=x.dtype), torch._C._linalg.linalg_vector_norm
 
-    def _autograd(self, case: Case, data: Arrays, function: Callable[..., Any]) -> Call:
-        """For operations without a backward operator: the graph is built once, only its backward pass is timed."""
-        torch = self._torch
-        with torch.inference_mode(False), torch.enable_grad():
-            x = torch.from_numpy(data["x"]).requires_grad_()
-            gamma = torch.from_numpy(data["gamma"]).requires_grad_()
-            y, dy = function(x, gamma), torch.from_numpy(data["dy"])
-        return Call(lambda: torch.autograd.grad(y, (x, gamma), dy, retain_graph=True), fresh=True)
+            def run(x: Any, gamma: Any, out: Any) -> Any:
+                norm(x, 2, [1], True, out=rows)
+                torch.addcmul(eps, rows, rows, value=1 / c, out=rows).rsqrt_()
+                return torch.mul(x, rows, out=out).mul_(gamma)
+
+            whole = Call(torch.rms_norm, (x, [c], gamma, 1e-5), fresh=True)
+            return fastest(Call(run, (x, gamma, out)), whole)
+        dy, invrms = self._tensor(data["dy"]), self._tensor(np.asarray(data["stats"][0], case.dtype))
+        if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_rms_norm_backward", "CPU"):
+            args = (dy, x, [c], invrms.view(n, 1), gamma, [True, True])
+            return Call(self._aten._fused_rms_norm_backward.default._op, args, fresh=True)
+        products, dgamma = torch.empty_like(x), torch.empty_like(gamma)
+        transposed, flat = products.t(), rows.view(n)
+
+        def backward(dy: Any, x: Any, invrms: Any, column: Any, gamma: Any, out: Any) -> Any:
+            torch.mul(dy, x, out=products)
+            torch.mv(transposed, invrms, out=dgamma)
+            torch.mv(products, gamma, out=flat)
+            rows.mul_(column).mul_(column).mul_(column)
+            return torch.mul(dy, gamma, out=out).mul_(column).addcmul_(x, rows, value=-1 / c), dgamma
+
+        return Call(backward, (dy, x, invrms, invrms.view(n, 1), gamma, out))
 
     def _group(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
         torch, aten = self._torch, self._aten
@@ -319,14 +386,22 @@ class Torch(Peer):
             into = {"out0": out}
             into |= {name: torch.empty((n, groups), dtype=x.dtype) for name in ("out1", "out2")}
             args = (x, gamma, beta, n, c, size, groups, 1e-5)
-            return self._operator(aten.native_group_norm, args, into, lambda value: value[:1])
+            fresh = Call(torch.group_norm, (x, groups, gamma, beta, 1e-5), fresh=True)
+            return self._operator(aten.native_group_norm, args, into, lambda value: value[:1], fresh)
         stats = (self._tensor(np.asarray(s, case.dtype)) for s in data["stats"])
         into = {"out0": out, "out1": torch.empty_like(gamma), "out2": torch.empty_like(gamma)}
         args = (self._tensor(data["dy"]), x, *stats, gamma, n, c, size, groups, [True, True, True])
         return self._operator(aten.native_group_norm_backward, args, into)
 
     def _stats(self, case: Case, data: Arrays, out: Any, forward: bool) -> Call:
-        x = self._tensor(data["x"])
-        over = [i for i in range(x.dim()) if i != 1]
-        collect: Callable[[Any], tuple[Any, ...]] = lambda value: (value[1], value[0])  # noqa: E731
-        return Call(self._torch.var_mean, (x, over), {"correction": 0}, collect, fresh=True)
+        """The mean, then the mean of squares about it; torch.var_mean takes several times as long."""
+        torch, x = self._torch, self._tensor(data["x"])
+        means = self._channel_sums(x, x.shape[1] / x.numel())
+        centred, along = torch.empty_like(x), (-1, *[1] * (x.dim() - 2))
+
+        def run(x: Any) -> Any:
+            mean = means(x)
+            torch.sub(x, mean.view(along), out=centred)
+            return mean, means(centred.square_())
+
+        return Call(run, (x,), fresh=True)
