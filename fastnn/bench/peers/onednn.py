@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastnn.bench.cases import Arrays, Call, Case, norm_axis
-from fastnn.bench.peers.base import Peer, is_map
-from fastnn.bench.peers.pytorch import fastest
+from fastnn.bench.peers.base import Peer, fastest, is_map
 
 F32, CPU, TRAINING, INFERENCE, BACKWARD = 3, 1, 64, 96, 128
 GLOBAL_STATS, USE_SCALE, USE_SHIFT, FUSE_RELU = 1, 2, 4, 8

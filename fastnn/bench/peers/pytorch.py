@@ -9,14 +9,13 @@ does not depend on the data (buffers for intermediates, views, constants) is mad
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from fastnn.bench import steps
 from fastnn.bench.cases import Arrays, Call, Case, norm_axis
-from fastnn.bench.peers.base import Peer, is_map, out_of
+from fastnn.bench.peers.base import Peer, fastest, is_map, out_of
 
 ALPHA, SCALE = 1.6732632423543772, 1.0507009873554805
 
@@ -24,20 +23,6 @@ ALPHA, SCALE = 1.6732632423543772, 1.0507009873554805
 def _numpy(value: Any) -> tuple[Any, ...]:
     values = value if isinstance(value, tuple | list) else (value,)
     return tuple(v.numpy() if hasattr(v, "numpy") else v for v in values)
-
-
-def fastest(*calls: Call) -> Call:
-    """The call of the shortest time: interleaved, at least five of each, more while they are short."""
-    best = [float("inf")] * len(calls)
-    begin = perf_counter()
-    for turn in range(200):
-        for i, call in enumerate(calls):
-            start = perf_counter()
-            call.function(*call.args, **call.kwargs)
-            best[i] = min(best[i], perf_counter() - start)
-        if turn >= 4 and perf_counter() - begin > 0.1:
-            break
-    return calls[best.index(min(best))]
 
 
 class Torch(Peer):
