@@ -35,7 +35,7 @@ FLAGS = [
 ]
 # The linker gets the user's CFLAGS too; for -Ofast or -ffast-math it would add code that flushes subnormals in the
 # whole process as soon as the module is loaded.
-LINK_FLAGS = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
+LINK_FLAGS = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations", "-pthread"]
 # gcc alone: order the instructions of the loops for their latencies, and unroll all of them twice: the processor's
 # window is too short to overlap iterations of 40 instructions and more by itself (gelu gains 8 %, without AVX 20 %),
 # and short loops are limited by memory, which does not like longer stretches of one array, then another. Such an order,
@@ -109,7 +109,7 @@ class BuildExt(build_ext):
         if not threads:
             self.warn("a program with POSIX threads and C11 atomics does not compile or link: building without threads")
         write_build_info(flags, levels, threads)
-        links = self.known(LINK_FLAGS) + (["-pthread"] if threads else [])
+        links = [flag for flag in flags if flag in LINK_FLAGS]
         loops = flags + self.known(LOOP_FLAGS)
         of_level = {"v4": [WALK_FLAG, "-DFN_WALK_VECTORS"]} if self.compiles(flags=[WALK_FLAG]) else {}
         modules = {"core": flags}

@@ -119,7 +119,7 @@ def shaped(rows: list[Row], dtype: str) -> str:
             share = f"{row.memory_bound / row.times['fastnn']:.0%}" if row.memory_bound else ""
             line += [
                 f"{report.duration(row.times['fastnn'])} ({times(row.ratio)} {row.best_label})",
-                times(row.against("torch")),
+                times(row.against("torch")) + row.mark("torch"),
                 share,
             ]
         body.append(line)
@@ -414,8 +414,7 @@ def peer_errors(direction: str, peers: dict[str, Peer]) -> list[list[str]]:
             wrong_nan = "" if finite.all() else ", NaN or infinity"
             error = oracle.ulp_error(got[finite], exact[finite])
             if zero is not None:  # the same exception as for fastnn
-                near = np.flatnonzero(np.abs(saved[finite] - zero) < checks.NEAR_ZERO)
-                checks.bound_near_zero(error, near, got[finite], exact[finite])
+                checks.bound_near_zero(error, checks.near_zero(saved[finite], zero), got[finite], exact[finite])
             largest = float(error.max())
             line.append(f"{largest:.2f}{wrong_nan}" if largest < 1000 else f"{largest:.1e}{wrong_nan}")
         body.append([f"{row.name} {direction}", *line])

@@ -6,6 +6,7 @@ the table does not know.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import fastnn as fn
 import fastnn.reference as ref
 from fastnn._table import ACTIVATIONS, Activation
+from fastnn.bench import cli
 from fastnn.bench.oracle import interior_zero, ulp_error
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -223,3 +225,10 @@ def interrupted_after(calls: int, function: Callable[..., Any]) -> Callable[...,
         return function(*args)
 
     return interrupted
+
+
+def bench_arguments(*words: str) -> argparse.Namespace:
+    """What the command line of the benchmark makes of these words."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(words)

@@ -1,6 +1,9 @@
 """Fixtures shared by the tests: every instruction-set level and thread count of this machine."""
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +31,15 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[bool]:
     former = _core.set_mesh(request.param)
     yield request.param
     _core.set_mesh(former)
+
+
+@pytest.fixture(scope="session")
+def document() -> Any:
+    """benchmarks/document.py, which is no module of the package."""
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parent.parent / "benchmarks" / "document.py"
+    spec = importlib.util.spec_from_file_location("document", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

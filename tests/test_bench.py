@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import importlib.util
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import bench_arguments as arguments
 from cases import interrupted_after
 
 import fastnn
@@ -24,13 +24,7 @@ from fastnn._table import ACTIVATIONS
 from fastnn.bench import cli, report
 from fastnn.bench.cases import BY_NAME, OPS, Call, Case, DataCache, Expectation, cases, fastnn_call, shape_label
 from fastnn.bench.peers import PEERS
-from fastnn.bench.runner import Row, Runner, interleave, sampler
-
-
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    return parser.parse_args(words)
+from fastnn.bench.runner import COPY, Row, Runner, Sampler, interleave, sampler
 
 
 @pytest.mark.parametrize("family", ["activations", "normalization"])
@@ -130,17 +124,21 @@ def test_a_slow_peer_is_left_out_only_where_a_call_takes_long(monkeypatch: pytes
         assert runner.measure(large, 1, 0.001, 2).best_peer == "numpy"  # no cell is left without any
 
 
+def counted(calls: dict[str, int], name: str, seconds: float) -> Sampler:
+    """Samples that pretend to take so long, and are counted."""
+
+    def sample(count: int) -> float:
+        calls[name] += 1
+        return seconds * count
+
+    return sample
+
+
 def test_interleave_takes_the_minimum_and_spares_the_slow() -> None:
     calls = {"fast": 0, "slow": 0}
-
-    def sample(name: str, seconds: float) -> Any:
-        def run(count: int) -> float:
-            calls[name] += 1
-            return seconds * count
-
-        return run
-
-    best = interleave({"fast": sample("fast", 1e-3), "slow": sample("slow", 10.0)}, budget=0.1, rounds=20)
+    best = interleave(
+        {name: counted(calls, name, t) for name, t in (("fast", 1e-3), ("slow", 10.0))}, budget=0.1, rounds=20
+    )
     assert best == {"fast": pytest.approx(1e-3), "slow": pytest.approx(10.0)}
     assert calls["fast"] >= 20
     assert calls["slow"] <= 4
@@ -160,16 +158,11 @@ def test_first_calls_that_are_disturbed_do_not_count() -> None:
 
 
 def test_rivals_have_as_many_rounds_as_the_fastest() -> None:
-    turns = {"fastest": 0, "rival": 0, "slow": 0}
-
-    def sample(name: str, seconds: float) -> Any:
-        def run(count: int) -> float:
-            turns[name] += 1
-            return seconds * count
-
-        return run
-
-    interleave({name: sample(name, t) for name, t in zip(turns, (0.01, 0.019, 0.03), strict=True)}, 0.02, 40)
+    """Whatever takes less time but is no contestant, as the copy."""
+    turns = {COPY: 0, "fastest": 0, "rival": 0, "slow": 0}
+    interleave(
+        {name: counted(turns, name, t) for name, t in zip(turns, (0.001, 0.01, 0.019, 0.03), strict=True)}, 0.02, 40
+    )
     assert turns["fastest"] == turns["rival"] >= 5
     assert turns["slow"] < 5
 
@@ -416,14 +409,8 @@ def test_every_family_has_a_file_in_benchmarks() -> None:
         assert f'of_family("{family}")' in (folder / f"bench_{family}.py").read_text()
 
 
-def test_the_documentation_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
+def test_the_documentation_can_be_filled_in(document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parent.parent
-    spec = importlib.util.spec_from_file_location("document", root / "benchmarks" / "document.py")
-    assert spec is not None
-    assert spec.loader is not None
-    document = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(document)
     for page in ("README.md", "docs/performance.md", "benchmarks/README.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((root / page).read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from itertools import chain, repeat
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import bench_arguments as arguments
 
 import fastnn
 import fastnn.__main__ as command
@@ -19,12 +19,6 @@ from fastnn.bench import cli, report, steps
 from fastnn.bench.cases import BY_NAME, Case
 from fastnn.bench.peers import PEERS
 from fastnn.bench.runner import COPY, MATMUL, Row, Runner, interleave
-
-
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    return parser.parse_args(words)
 
 
 def row(
@@ -169,17 +163,6 @@ def test_how_a_command_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- benchmarks/document.py -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def document() -> Any:
-    pytest.importorskip("matplotlib")
-    path = Path(__file__).parent.parent / "benchmarks" / "document.py"
-    spec = importlib.util.spec_from_file_location("document", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_table_of_threads(document: Any) -> None:

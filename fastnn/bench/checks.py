@@ -58,6 +58,11 @@ def call(
     return np.asarray(getattr(module, row.function + "_backward")(dy, saved, **kwargs))
 
 
+def near_zero(saved: Array, zero: float) -> Array:
+    """The elements within NEAR_ZERO of a zero of the derivative."""
+    return np.flatnonzero(np.abs(saved.astype(np.float64) - zero) < NEAR_ZERO)
+
+
 def bound_near_zero(error: Array, near: Array, got: Array, exact: Array) -> None:
     """Elements `near` a zero of the derivative count by their absolute error, in NEAR_UNIT, where that is less."""
     absolute = np.abs(got[near].astype(np.float64) - exact[near]) / NEAR_UNIT[got.dtype.name]
@@ -80,7 +85,7 @@ def check_levels(
         # promised where the derivative is a normal number; below, it must only be small
         tiny = SMALLEST_NORMAL[saved.dtype.name]
         exempt = np.abs(exact) < tiny
-    near = None if zero is None else np.flatnonzero(np.abs(saved.astype(np.float64) - zero) < NEAR_ZERO)
+    near = None if zero is None else near_zero(saved, zero)
     results: dict[str, ChunkResult] = {}
     former: tuple[Array, Array | None, ChunkResult] | None = None
     for level in levels:

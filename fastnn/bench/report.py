@@ -93,8 +93,7 @@ def _times(value: float | None) -> str:
 
 
 def _against(row: Row, peer: str) -> str:
-    text = _times(row.against(peer))
-    return text + MARK if text and peer in row.fresh else text
+    return _times(row.against(peer)) + row.mark(peer)
 
 
 def _percent(row: Row) -> str:
@@ -308,7 +307,7 @@ def _html_table(members: list[Row]) -> str:
     for row in members:
         cells = "".join(
             f"<td>{duration(row.times[name]) if name in row.times else html.escape(row.failed.get(name, '')[:40])}"
-            f"{MARK if name in row.fresh else ''}"
+            f"{row.mark(name)}"
             for name in names
         )
         ratio = row.ratio

@@ -30,6 +30,7 @@ LEAST = 5  # rounds at least of whoever takes up to RIVAL times as long as the f
 RIVAL = 2.0
 MARK = "†"
 MATMUL = "matmul"  # no peer: the matrix products of a training step, the part that fastnn does not touch
+NO_PEERS = (COPY, MATMUL)
 
 
 @dataclass
@@ -56,17 +57,20 @@ class Row:
 
     @property
     def peers(self) -> dict[str, float]:
-        return {name: t for name, t in self.times.items() if name not in ("fastnn", COPY, MATMUL)}
+        return {name: t for name, t in self.times.items() if name != "fastnn" and name not in NO_PEERS}
 
     @property
     def best_peer(self) -> str | None:
         return min(self.peers, key=self.peers.__getitem__, default=None)
 
+    def mark(self, peer: str | None) -> str:
+        """Of a peer whose time includes a new array although the case gives one."""
+        return MARK if peer in self.fresh else ""
+
     @property
     def best_label(self) -> str:
-        """The best peer's name, marked where its time includes a new array although the case gives one."""
-        best = self.best_peer or ""
-        return best + MARK if best in self.fresh else best
+        """The best peer's name, marked."""
+        return (self.best_peer or "") + self.mark(self.best_peer)
 
     @property
     def ratio(self) -> float | None:
@@ -140,13 +144,14 @@ def interleave(
     spent = dict.fromkeys(samplers, 0.0)
     order = random.Random(0)
     for turn in range(rounds):
-        fastest = min(best.values())
+        fastest = min((t for name, t in best.items() if name not in NO_PEERS), default=0.0)
         names = []
         for name in samplers:
-            slower = best[name] / fastest
             cost = calls(name) * best[name]
-            least = LEAST if slower <= RIVAL else 2 if cost <= budget else 1
-            allowed = budget * slower if slower <= RIVAL else budget
+            if best[name] <= RIVAL * fastest:
+                least, allowed = LEAST, budget * max(1.0, best[name] / fastest)
+            else:
+                least, allowed = 2 if cost <= budget else 1, budget
             if turn < least or spent[name] + cost <= allowed:
                 names.append(name)
         if not names:
@@ -184,7 +189,9 @@ class Runner:
         self._data = DataCache()
         self._most = fastnn.runtime.num_threads()
         self.versions: dict[str, str] = {"fastnn": getattr(self._module, "__version__", "")}
-        self._hopeless: dict[tuple[str, str, str, str, int], dict[str, float]] = {}  # seconds an element
+        self._hopeless: dict[
+            tuple[str, str, str, str, int], dict[str, float]
+        ] = {}  # seconds an element, 0 if it is not
         self.missing: dict[str, str] = {}
         self.peers: list[Peer] = []
         for name in peers:
@@ -232,7 +239,7 @@ class Runner:
         race = (case.op.name, case.direction, case.dtype, case.output, threads)
         hopeless = self._hopeless.get(race, {})
         row.left_out = [name for name, pace in hopeless.items() if case.elements * pace > LONG]
-        if row.left_out and len(row.left_out) == len(self.peers):  # nobody else is there to compare with
+        if row.left_out and len(row.left_out) == len(hopeless):  # no other peer does this at all
             row.left_out.remove(min(row.left_out, key=hopeless.__getitem__))
         for name, prepare in self._contestants(case, data):
             if name in row.left_out:
@@ -262,8 +269,8 @@ class Runner:
         row.times = interleave(samplers, budget, rounds if threads == 1 else rounds // 3, reset, threads > 1)
         if "fastnn" in row.times and case.elements >= SMALL:
             limit = 8 * row.times["fastnn"]
-            slow = {name: seconds / case.elements for name, seconds in row.peers.items() if seconds > limit}
-            self._hopeless[race] = {name: pace for name, pace in hopeless.items() if name not in row.peers} | slow
+            paces = {name: seconds / case.elements if seconds > limit else 0.0 for name, seconds in row.peers.items()}
+            self._hopeless[race] = hopeless | paces
         return row
 
     def _contestants(self, case: Case, data: Arrays) -> list[tuple[str, Callable[[], Call | None]]]:

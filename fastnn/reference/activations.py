@@ -330,6 +330,7 @@ def prelu_backward(
         dy = dy.astype(np.float64)
         x = x.astype(np.float64)
         along = _along(slope, x, axis, dtype)
+        # as _selected, but a zero has the sign of the product where there is one
         dx = np.where(x > 0, dy, np.where((along == 0) & ~np.isfinite(dy), 0.0, along * dy))
         contributions = np.where(x > 0, 0.0, dy * x)
         others = tuple(i for i in range(x.ndim) if slope.ndim == 0 or i != axis)
