@@ -158,6 +158,7 @@ cdef void make_room(const NormJob* job, char* k, Py_ssize_t n, Py_ssize_t width)
 include "normalization_exact.pxi"
 include "normalization_sets.pxi"
 include "normalization_sets_backward.pxi"
+include "normalization_passes.pxi"
 include "normalization_short.pxi"
 include "normalization_columns.pxi"
 

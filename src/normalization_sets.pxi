@@ -25,6 +25,10 @@ cdef enum:
     FETCHED_VALUES = 512     # values up to which sets are fetched while others are summed ...
     FETCHED_BYTES = 1024     # ... and bytes from which on, of doubles, one at a time
     AHEAD_RUNS = 4           # how many runs ahead the ends of results past the caches are fetched
+    MANY_RUNS = 256          # of a channel: runs from which on all channels are gone through together, sample by sample ...
+    MANY_SHORT_RUNS = 128    # ... the same of runs of less than BLOCK_RUN bytes ...
+    PASS_RUN = 2048          # ... if they have so many bytes at most ...
+    PASS_BYTES = 1048576     # ... and all together at least so many: less stays in the second-level cache
     GIVEN_BYTES = 4096       # how far ahead runs are fetched whose statistics are given
     GIVEN_CHANNELS = 1024    # most channels whose coefficients are kept then
 
@@ -45,13 +49,20 @@ cdef struct Chunk:
     fn_gathered gathered     # results past the caches
 
 
+cdef inline bint in_passes(const NormJob* job) noexcept nogil:
+    """Whether the data is gone through in the order of memory, twice: see normalization_passes.pxi."""
+    cdef Py_ssize_t nbytes = job.shape.n * job.itemsize
+    return (job.shape.runs >= (MANY_SHORT_RUNS if nbytes < BLOCK_RUN else MANY_RUNS) and nbytes <= PASS_RUN and job.groups > 1
+            and nbytes * job.shape.runs * job.groups >= PASS_BYTES)
+
+
 cdef inline bint keeps_coefficients(const NormJob* job) noexcept nogil:
     """Whether those of all channels are computed once, not for every sample anew: where statistics are given."""
     return job.given and job.dy == NULL and job.groups <= GIVEN_CHANNELS and job.sets >= 2 * job.parts * job.groups
 
 
 cdef inline Py_ssize_t chunk_width(const NormJob* job) noexcept nogil:
-    return max(<Py_ssize_t> FN_SETS, job.groups if keeps_coefficients(job) else job.channels)
+    return max(<Py_ssize_t> FN_SETS, job.groups if keeps_coefficients(job) or in_passes(job) else job.channels)
 
 
 cdef inline Py_ssize_t gradient_width(const NormJob* job) noexcept nogil:
@@ -59,9 +70,7 @@ cdef inline Py_ssize_t gradient_width(const NormJob* job) noexcept nogil:
     return job.groups * (job.channels if job.channels else job.shape.n)
 
 
-cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
-    cdef double* room = job.room + part * job.room_size
-    cdef Py_ssize_t width = chunk_width(job)
+cdef void lay_out_chunk(Chunk* chunk, double* room, Py_ssize_t width) noexcept nogil:
     chunk.width = width
     chunk.mean = room
     chunk.var = room + width
@@ -75,6 +84,10 @@ cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
     chunk.k = <char*> (room + 12 * width)
     chunk.linear = <char*> (room + 18 * width)
     chunk.rows = <char*> (room + CHUNK_ARRAYS * width)
+
+
+cdef void open_chunk(const NormJob* job, int part, Chunk* chunk) noexcept nogil:
+    lay_out_chunk(chunk, job.room + part * job.room_size, chunk_width(job))
     fn_begin_gathered(&chunk.gathered, not HAS_MESH)
 
 
@@ -418,7 +431,7 @@ cdef void stream_sets(const NormJob* job, Chunk* chunk, Py_ssize_t begin, Py_ssi
 # The job.
 
 cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t channels, Py_ssize_t runs,
-                    Py_ssize_t inner) noexcept:
+                    Py_ssize_t inner) noexcept nogil:
     """`sets` sets, `groups` of them in a sample, each of `channels` channels of `runs` runs of `inner` elements.
 
     Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here.
@@ -456,10 +469,12 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 
 cdef Py_ssize_t scratch_of_sets(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
-    job.parts = parts_for(job.nanoseconds, units_of(job))
+    job.parts = parts_for(job.nanoseconds, job.sets * job.shape.runs if in_passes(job) else units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
     if job.room_size and job.dy != NULL and job.channels == 0:
         job.room_size += (2 if rows_share(job) else job.most) * job.shape.n
+    if in_passes(job):
+        return job.parts * job.room_size + scratch_of_passes(job)
     return job.parts * job.room_size + (2 * gradient_width(job) * job.blocks if job.dy != NULL else 0)
 
 
@@ -520,6 +535,9 @@ cdef void add_blocks(void* context, int part) noexcept nogil:
 cdef void run_sets(NormJob* job) noexcept nogil:
     cdef Py_ssize_t width = 2 * gradient_width(job)
     cdef Py_ssize_t i
+    if in_passes(job):
+        run_passes(job)
+        return
     if job.dy == NULL and job.shape.runs > 1 and in_blocks(job):
         job.streamed = False  # only few such runs follow each other
     job.moderate = True

@@ -44,12 +44,11 @@ cdef void add_row_gradients(const NormJob* job, const Chunk* chunk, Py_ssize_t f
 
 cdef void chunk_sums(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_ssize_t count,
                      const double* mean) noexcept nogil:
-    """The sums of g, g * u and g * g of every set."""
+    """Add g, g * u and g * g to the sums of every set."""
     cdef fn_block g
     cdef fn_sets sets = sets_of(job, count), shape
     cdef Py_ssize_t turn, number, run, done, n, place, at = first * sets.apart * job.itemsize
     cdef Py_ssize_t most = BLOCK_BYTES // job.itemsize
-    memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
     if job.weights != NULL:
         row_sums(job, chunk, first, 0, count, mean)
     elif in_loops(job):
@@ -183,6 +182,7 @@ cdef void backward_chunk(const NormJob* job, Chunk* chunk, Py_ssize_t first, Py_
     if job.centred:
         mean = job.mean + first
     chunk_coefficients(job, chunk, first, count, mean, job.invstd + first)
+    memset(chunk.sums, 0, 3 * chunk.width * sizeof(double))
     chunk_sums(job, chunk, first, count, mean)
     doubtful = chunk_forms(job, chunk, first, count, mean) and job.itemsize == 4
     if doubtful and job.weights != NULL:

@@ -32,6 +32,7 @@ SHAPES = [
     ((5, 6, 7, 3), 2),
     ((40, 6, 7, 7), 1),
 ]
+MANY_SAMPLES = [((130, 45, 7, 7), 1), ((260, 17, 9, 9), 1)]  # of small images: two passes through the data
 ACTIVATIONS = [None, "relu", "leaky_relu", "sigmoid", "silu"]
 
 
@@ -45,7 +46,7 @@ def arrays(shape, axis, dtype, seed=0):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, *MANY_SAMPLES])
 def test_agrees_with_the_reference(shape, axis, dtype, activation):
     x, dy, gamma, beta = arrays(shape, axis, dtype)
     for g, b in ((gamma, beta), (None, None), (gamma.astype(np.float64), None)):
@@ -132,7 +133,9 @@ def test_arrays_that_are_copied_in_pieces(shape, axis, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((70000, 16), 1), ((64, 48, 40, 40), 1), ((20000, 600), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [*SHAPES, *MANY_SAMPLES, ((70000, 16), 1), ((64, 48, 40, 40), 1), ((20000, 600), 1)]
+)
 def test_bits_depend_on_neither_threads_nor_level(shape, axis, dtype):
     x, dy, gamma, beta = arrays(shape, axis, dtype)
 
@@ -216,7 +219,7 @@ def test_statistics_are_as_near_as_documented(dtype, mean, first, isa):
 def test_a_first_value_far_from_the_others_costs_no_digits(first, isa):
     """Padding, or a black pixel: the shift of the sums of doubles."""
     rng = np.random.default_rng(0)
-    for shape, axis in (((20_000, 5), 1), ((20_000, 1), 1), ((4, 3, 20, 300), 1), ((3, 4, 70), 1)):
+    for shape, axis in (((20_000, 5), 1), ((20_000, 1), 1), ((4, 3, 20, 300), 1), ((3, 4, 70), 1), ((260, 9, 81), 1)):
         x = rng.standard_normal(shape) + 100
         np.moveaxis(x, axis, -1)[(0,) * (x.ndim - 1)] = first
         red = tuple(i for i in range(x.ndim) if i != axis)
@@ -276,10 +279,36 @@ def test_gradients_are_exact_to_1e_5(count, ratio, scale, isa):
                 assert near(dbeta, exact[2])
 
 
+@pytest.mark.parametrize("isa", runtime.available_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_channels_that_are_redone_between_others(threads, isa):
+    """float32 data too far from zero for float sums, in samples that are gone through in the order of memory."""
+    x, dy, gamma, _ = arrays((260, 17, 9, 9), 1, np.float32)
+    x[:, [0, 7, 8, 16]] *= 1e-3
+    x[:, [0, 7, 8, 16]] += 1000
+    wide, g, weight = (a.astype(np.longdouble) for a in (x, dy, gamma.reshape(17, 1, 1)))
+    red = {"axis": (0, 2, 3), "keepdims": True}
+    hat = (wide - wide.mean(**red)) / np.sqrt(wide.var(**red) + np.longdouble(1e-5))
+    exact = (g - g.mean(**red) - hat * (g * hat).mean(**red)) * weight / np.sqrt(wide.var(**red) + np.longdouble(1e-5))
+    with runtime.use_isa(isa), runtime.threads(threads):
+        y, mean, invstd = fn.batch_norm(x)
+        dx, dgamma, dbeta = fn.batch_norm_backward(dy, x, mean, invstd, gamma)
+        for which in range(2):
+            operands = [dy.copy(), x.copy()]
+            again = fn.batch_norm_backward(*operands, mean, invstd, gamma, out=operands[which])
+            assert again[0] is operands[which] and same_bits(again, (dx, dgamma, dbeta))
+    assert np.all(np.abs(y - hat) <= 4e-7 * np.maximum(1, np.abs(hat)))
+    for channel in range(17):
+        assert near(dx[:, channel], exact[:, channel])
+    assert near(dgamma, (g * hat).sum((0, 2, 3))) and near(dbeta, g.sum((0, 2, 3)))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("constant", [0.0, 0.1234, -7.0, 1e-30, 1e30, 3e38])
 @pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-5])
-@pytest.mark.parametrize(("shape", "axis"), [((1, 3), 1), ((1000, 3), 1), ((5, 3, 41), 1), ((4, 6, 6, 3), -1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1, 3), 1), ((1000, 3), 1), ((5, 3, 41), 1), ((4, 6, 6, 3), -1), ((300, 3, 20, 20), 1)]
+)
 def test_a_constant_channel_gives_exactly_beta(shape, axis, eps, constant, dtype):
     x = np.full(shape, constant, dtype)
     gamma, beta = np.array([1.5, -2, 1e3], dtype), np.array([0.1, -3, 1e-3], dtype)
@@ -288,7 +317,9 @@ def test_a_constant_channel_gives_exactly_beta(shape, axis, eps, constant, dtype
     assert np.all(mean == x.flat[0])
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((64, 8), 1), ((64, 3, 8), -1), ((6, 8, 9, 9), 1), ((2, 8, 4000), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((64, 8), 1), ((64, 3, 8), -1), ((6, 8, 9, 9), 1), ((2, 8, 4000), 1), ((300, 8, 144), 1)]
+)
 @pytest.mark.parametrize(("size", "slope", "weight"), [(1e-10, 1e-14, 1e32), (1.0, 1e14, 1e-43), (1e30, 1e14, 1e-12)])
 def test_gamma_and_scale_at_the_ends_of_the_range(shape, axis, size, slope, weight, isa):
     """gamma * invstd leaves float32's normal numbers, dx does not."""
@@ -313,7 +344,9 @@ def test_a_single_value_has_no_gradient(shape, axis, dtype, isa):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("shape", "axis"), [((40, 64), 1), ((5, 6, 40), 1), ((4, 9, 9, 5), -1), ((6, 5, 3, 3), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((40, 64), 1), ((5, 6, 40), 1), ((4, 9, 9, 5), -1), ((6, 5, 3, 3), 1), *MANY_SAMPLES]
+)
 def test_nan_and_inf_stay_in_their_channel(shape, axis, bad):
     x, dy, gamma, beta = arrays(shape, axis, np.float32)
     clean = fn.batch_norm(x, gamma, beta, axis=axis, activation="relu")
@@ -380,7 +413,8 @@ def test_the_result_may_be_the_transposed_input():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((64, 64), 1), ((150, 100), 1), ((40, 300), 1), ((3000, 3), 1), ((6, 7, 9, 48), -1)]
+    ("shape", "axis"),
+    [((64, 64), 1), ((150, 100), 1), ((40, 300), 1), ((3000, 3), 1), ((6, 7, 9, 48), -1), MANY_SAMPLES[1]],
 )
 def test_results_begin_anywhere(shape, axis, dtype):
     """Results are written in whole cache lines, whose first need not be the first column's."""
