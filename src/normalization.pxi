@@ -18,6 +18,9 @@ cdef enum:
     SHORT_SET = 128       # ... so many values
     GIVEN_RUN = 24        # see takes_given_runs
     SHORT_GIVEN_RUN = 16
+    SHORTEST_GIVEN_RUN = 4
+    FEW_FLOATS = 8        # rows of runs from SHORT_GIVEN_RUN on, and a quarter of them below: see has_few_rows
+    FEW_DOUBLES = 32
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
@@ -199,11 +202,17 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
     job.row = -1
 
 
-cdef inline bint takes_given_runs(const NormJob* job, Py_ssize_t channels, Py_ssize_t inner) noexcept:
-    """Whether shorter runs, too, are taken one by one where statistics are given: beside more columns than fit the nearest cache
-    with their five coefficients, and sooner past the caches."""
-    cdef Py_ssize_t columns = channels * inner
-    return columns > FN_COLUMNS and inner >= (SHORT_GIVEN_RUN if job.streamed else GIVEN_RUN)
+cdef inline bint has_few_rows(const NormJob* job, Py_ssize_t outer, Py_ssize_t inner) noexcept nogil:
+    """Whether giving every column its coefficients takes longer than to take its short runs one by one, with one set for each."""
+    cdef Py_ssize_t few = FEW_FLOATS if job.itemsize == 4 else FEW_DOUBLES
+    return inner >= SHORTEST_GIVEN_RUN and outer <= (few if inner >= SHORT_GIVEN_RUN else few // 4)
+
+
+cdef inline bint takes_given_runs(const NormJob* job, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner) noexcept:
+    """Whether shorter runs, too, are taken one by one where statistics are given: in few rows, and beside more columns than fit the
+    nearest cache with their five coefficients, sooner past the caches."""
+    return (has_few_rows(job, outer, inner)
+            or (channels * inner > FN_COLUMNS and inner >= (SHORT_GIVEN_RUN if job.streamed else GIVEN_RUN)))
 
 
 cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexcept:
@@ -226,7 +235,7 @@ cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexc
         return False
     begin_job(job, <ndarray> x)
     job.given = given
-    job.by_set = inner >= RUN or (given and takes_given_runs(job, channels, inner))
+    job.by_set = inner >= RUN or (given and takes_given_runs(job, outer, channels, inner))
     if job.by_set and given:
         plan_sets(job, outer * channels, channels, 1, 1, inner)  # runs in the order of memory
     elif job.by_set:

@@ -3,7 +3,7 @@
 # The array is a matrix of groups * inner columns and `outer` rows, cut into tiles of columns and blocks of rows; all
 # sums come first, then all results. A tile is `tile` channels, that is tile * inner columns; a narrow matrix is read
 # `repeat` rows at a time as one row of the repeated columns. Columns in which a channel is doubtful are summed and
-# written once more in double, in strips.
+# written once more in double, in strips. Results of few rows are written run by run, with coefficients of the channels.
 
 cdef enum:
     MERGED = 256          # columns up to which rows of a narrow matrix are taken together
@@ -25,21 +25,28 @@ cdef struct Tile:
     double* shift                # `width` values; where k lies, which the sums of the forward pass do not need
 
 
+cdef inline void repeat_each(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t itemsize) noexcept nogil:
+    """Each of n values `inner` times, in whole vectors: what is too many makes room for the next value, or follows the last one."""
+    cdef char eight[64]
+    cdef Py_ssize_t c, i
+    for c in range(n):
+        for i in range(8):
+            memcpy(eight + i * itemsize, values + c * itemsize, itemsize)
+        for i in range(0, inner, 8):
+            memcpy(columns + i * itemsize, eight, 8 * itemsize)
+        columns += inner * itemsize
+
+
 cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t repeat,
                  int itemsize) noexcept nogil:
-    """A value for each of n channels to a value for each column."""
-    cdef Py_ssize_t c, i, done = n * inner * itemsize, nbytes = done * repeat
-    cdef char* place = columns
+    """A value for each of n channels to a value for each column, and to 7 more."""
+    cdef Py_ssize_t done = n * inner * itemsize, nbytes = done * repeat
     if inner == 1:
         memcpy(columns, values, n * itemsize)
+    elif itemsize == 4:
+        repeat_each(columns, values, n, inner, 4)
     else:
-        for c in range(n):
-            for i in range(inner):
-                if itemsize == 4:
-                    (<float*> place)[i] = (<const float*> values)[c]
-                else:
-                    (<double*> place)[i] = (<const double*> values)[c]
-            place += inner * itemsize
+        repeat_each(columns, values, n, inner, 8)
     while done < nbytes:
         memcpy(columns + done, columns, min(done, nbytes - done))
         done += done
@@ -48,8 +55,9 @@ cdef void spread(char* columns, const char* values, Py_ssize_t n, Py_ssize_t inn
 cdef void sum_columns(double* values, const double* columns, Py_ssize_t n, Py_ssize_t inner,
                  Py_ssize_t repeat) noexcept nogil:
     """The sum of each channel's columns."""
-    cdef Py_ssize_t c, i, j
-    cdef double total
+    cdef const double* place
+    cdef double lanes[4]
+    cdef Py_ssize_t c, i, j, lane
     if inner == 1:  # channel by channel is several times as slow
         memcpy(values, columns, n * sizeof(double))
         for j in range(1, repeat):
@@ -57,19 +65,23 @@ cdef void sum_columns(double* values, const double* columns, Py_ssize_t n, Py_ss
                 values[c] += columns[j * n + c]
         return
     for c in range(n):
-        total = 0.0
+        memset(lanes, 0, sizeof(lanes))  # an addition waits for the one before it
         for j in range(repeat):
-            for i in range(inner):
-                total += columns[(j * n + c) * inner + i]
-        values[c] = total
+            place = columns + (j * n + c) * inner
+            for i in range(0, inner - 3, 4):
+                for lane in range(4):
+                    lanes[lane] += place[i + lane]
+            for i in range(inner & -4, inner):
+                lanes[i % 4] += place[i]
+        values[c] = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 
 
-cdef void spread_arrays(const NormJob* job, const Tile* tile, char* columns, const char* table,
-                        int arrays) noexcept nogil:
-    """Arrays of the table, one after the other, for the tile's columns."""
+cdef void spread_arrays(const NormJob* job, const Tile* tile, char* columns, const char* table, int first,
+                        int end) noexcept nogil:
+    """Some arrays of the table, one after the other, for the tile's columns."""
     cdef int array
-    cdef char* place = columns
-    for array in range(arrays):
+    cdef char* place = columns + first * tile.pitch * job.itemsize
+    for array in range(first, end):
         spread(place, table + (array * job.groups + tile.first) * job.itemsize, tile.n, job.inner, job.repeat,
                job.itemsize)
         memcpy(place + tile.width * job.itemsize, place, min(tile.width, <Py_ssize_t> 16) * job.itemsize)
@@ -85,14 +97,17 @@ cdef void fill_tile(const NormJob* job, Tile* tile, Py_ssize_t number) noexcept 
     tile.width = tile.columns * job.repeat
     tile.pitch = (tile.width + 31) & -16
     tile.doubtful = False
-    if job.applying or job.dy != NULL:
-        spread_arrays(job, tile, tile.k, job.table, COEFFICIENTS)
-    else:
+    if job.dy != NULL and job.row < 0:  # deviations alone
+        spread_arrays(job, tile, tile.k, job.table, 0, 1)
+        spread_arrays(job, tile, tile.k, job.table, COEFFICIENTS - 1, COEFFICIENTS)
+    elif job.applying or job.dy != NULL:
+        spread_arrays(job, tile, tile.k, job.table, 0, COEFFICIENTS if job.dy != NULL else COEFFICIENTS - 1)
+    elif job.itemsize == 8:  # sums of floats have none
         spread(<char*> tile.shift, <const char*> (job.shift + tile.first), tile.n, job.inner, job.repeat,
                sizeof(double))
     if job.applying and job.dy != NULL:
         tile.linear = tile.k + COEFFICIENTS * tile.pitch * job.itemsize
-        spread_arrays(job, tile, tile.linear, job.linear, 3)
+        spread_arrays(job, tile, tile.linear, job.linear, 0, 3)
     if job.itemsize == 4 and (job.redoing or (job.applying and job.dy != NULL)):
         for c in range(tile.first, tile.first + tile.n):
             tile.doubtful = tile.doubtful or job.doubtful[c] != 0
@@ -346,6 +361,34 @@ cdef void column_part(void* context, int part) noexcept nogil:
         fn_stream_fence()
 
 
+cdef bint writes_runs(const NormJob* job) noexcept nogil:
+    """Whether results are written run by run."""
+    cdef Py_ssize_t c
+    if job.streamed or job.staged or not in_loops(job) or not has_few_rows(job, job.outer, job.inner):
+        return False
+    for c in range(job.groups if job.itemsize == 4 and job.dy != NULL else 0):
+        if job.doubtful[c]:
+            return False
+    return True
+
+
+cdef void write_runs(void* context, int part) noexcept nogil:
+    """All results of some channels."""
+    cdef const NormJob* job = <const NormJob*> context
+    cdef Py_ssize_t first = job.groups * part // job.parts, at = first * job.inner * job.itemsize
+    cdef const char* k = job.table + first * job.itemsize
+    cdef fn_sets shape
+    shape.sets = job.groups * (part + 1) // job.parts - first
+    shape.apart = shape.n = job.inner
+    shape.runs = job.outer
+    shape.stride = job.groups * job.inner
+    if job.dy == NULL:
+        job.loops.apply(job.x + at, job.result + at, &shape, k, job.groups, job.kind, job.slope)
+    else:
+        job.loops.back_apply(job.dy + at, job.x + at, job.result + at, &shape, job.linear + first * job.itemsize, k, job.groups,
+                             job.kind, job.slope, False, 0)
+
+
 cdef void add_up(NormJob* job) noexcept nogil:
     """Sum all units, and the blocks' sums in their order."""
     cdef const double* other
@@ -469,6 +512,10 @@ cdef void run_columns(NormJob* job) noexcept nogil:
         column_gradients(job)
         if job.out_of_memory:
             return
+    if writes_runs(job):
+        job.parts = <int> min(<Py_ssize_t> job.parts, job.groups)
+        fn_parallel(write_runs, job, job.parts)
+        return
     if in_loops(job) and not job.staged and columns <= most:
         job.repeat = together(columns, job.outer, most, 16)
         if writes_directly(job):
