@@ -19,8 +19,9 @@ cdef enum:
     GIVEN_RUN = 24        # see takes_given_runs
     SHORT_GIVEN_RUN = 16
     SHORTEST_GIVEN_RUN = 4
-    FEW_FLOATS = 8        # rows of runs from SHORT_GIVEN_RUN on, and a quarter of them below: see has_few_rows
-    FEW_DOUBLES = 32
+    FEW_OF_LONG = 64      # rows of runs from GIVEN_RUN on: see has_few_rows ...
+    FEW_FLOATS = 8        # ... from SHORT_GIVEN_RUN on, and a quarter of them below ...
+    FEW_DOUBLES = 32      # ... of doubles
     NORM_STREAM_BYTES = 8 << 20  # results larger than this bypass the caches: else every write pays with a read
     SCRATCH = 2048        # doubles of scratch that live on the stack
 
@@ -205,7 +206,11 @@ cdef void begin_job(NormJob* job, ndarray x) noexcept:
 cdef inline bint has_few_rows(const NormJob* job, Py_ssize_t outer, Py_ssize_t inner) noexcept nogil:
     """Whether giving every column its coefficients takes longer than to take its short runs one by one, with one set for each."""
     cdef Py_ssize_t few = FEW_FLOATS if job.itemsize == 4 else FEW_DOUBLES
-    return inner >= SHORTEST_GIVEN_RUN and outer <= (few if inner >= SHORT_GIVEN_RUN else few // 4)
+    if inner >= GIVEN_RUN:
+        few = FEW_OF_LONG
+    elif inner < SHORT_GIVEN_RUN:
+        few //= 4
+    return inner >= SHORTEST_GIVEN_RUN and outer <= few
 
 
 cdef inline bint takes_given_runs(const NormJob* job, Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner) noexcept:

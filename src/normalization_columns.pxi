@@ -372,14 +372,29 @@ cdef bint writes_runs(const NormJob* job) noexcept nogil:
     return True
 
 
+cdef void sum_runs(void* context, int part) noexcept nogil:
+    """Sums for the gradients of some channels."""
+    cdef const NormJob* job = <const NormJob*> context
+    cdef Py_ssize_t first = job.groups * part // job.parts, end = job.groups * (part + 1) // job.parts, row, turn, channel, at
+    cdef int array
+    cdef fn_sets shape
+    for array in range(3):
+        memset(job.partial + array * job.groups + first, 0, (end - first) * sizeof(double))
+    for row in range(job.outer):
+        for turn in range(count_of(end - first, FN_SETS)):
+            channel = first + turn * FN_SETS
+            at = (row * job.groups + channel) * job.inner * job.itemsize
+            shape = runs_beside(min(<Py_ssize_t> FN_SETS, end - channel), job.inner)
+            job.loops.back_sums(job.dy + at, job.x + at, &shape, job.table + channel * job.itemsize, job.groups, FN_PLAIN, 0.0,
+                                job.partial + channel)
+
+
 cdef void write_runs(void* context, int part) noexcept nogil:
     """All results of some channels."""
     cdef const NormJob* job = <const NormJob*> context
     cdef Py_ssize_t first = job.groups * part // job.parts, at = first * job.inner * job.itemsize
     cdef const char* k = job.table + first * job.itemsize
-    cdef fn_sets shape
-    shape.sets = job.groups * (part + 1) // job.parts - first
-    shape.apart = shape.n = job.inner
+    cdef fn_sets shape = runs_beside(job.groups * (part + 1) // job.parts - first, job.inner)
     shape.runs = job.outer
     shape.stride = job.groups * job.inner
     if job.dy == NULL:
@@ -426,7 +441,10 @@ cdef void column_gradients(NormJob* job) noexcept nogil:
     """dgamma, dbeta and the linear form of dx."""
     cdef double* products = job.partial + job.groups
     cdef Py_ssize_t c
-    add_up(job)
+    if job.row < 0 and job.inner >= 8 and has_few_rows(job, job.outer, job.inner):
+        fn_parallel(sum_runs, job, job.parts)
+    else:
+        add_up(job)
     if job.loops.forms(job.partial, products, products + job.groups, job.mean, job.invstd, job.gamma, job.table,
                        job.groups, job.count, True, job.groups, job.linear, job.dgamma,
                        job.doubtful) and job.itemsize == 4:
@@ -513,7 +531,6 @@ cdef void run_columns(NormJob* job) noexcept nogil:
         if job.out_of_memory:
             return
     if writes_runs(job):
-        job.parts = <int> min(<Py_ssize_t> job.parts, job.groups)
         fn_parallel(write_runs, job, job.parts)
         return
     if in_loops(job) and not job.staged and columns <= most:
