@@ -469,6 +469,8 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 
 cdef Py_ssize_t scratch_of_sets(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
+    if job.dy == NULL and job.channels == 0:  # ROWS are for long arrays of gradients: here no more than stay in the cache
+        job.most = max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_SETS, TOGETHER_VALUES // job.shape.n))
     job.parts = parts_for(job.nanoseconds, job.sets * job.shape.runs if in_passes(job) else units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
     if job.room_size and job.dy != NULL and job.channels == 0:
