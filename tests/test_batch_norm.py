@@ -387,7 +387,7 @@ def test_any_layout(shape, axis, dtype):
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), [((40, 70), 1), ((6, 5, 40), 1), ((30, 6, 5), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((40, 70), 1), ((6, 5, 40), 1), ((30, 6, 5), 1), ((6, 9, 4, 5), 1)])
 def test_out_with_any_overlap(shape, axis, dtype, activation):
     x, dy, gamma, beta = arrays(shape, axis, dtype)
     n = x.size
