@@ -114,6 +114,7 @@ typedef struct {
                      double count, int centred, ptrdiff_t n, fn_out linear, fn_out gradients, fn_out doubtful);
     /* sets */
     void (*sums)(fn_in x, const fn_sets *shape, fn_in shift, fn_out sums, fn_out squares);
+    void (*run_sums)(fn_in x, ptrdiff_t runs, ptrdiff_t n, ptrdiff_t ahead, fn_in shift, fn_out sums, fn_out squares);
     void (*apply)(fn_in x, fn_out y, const fn_sets *shape, fn_in k, ptrdiff_t width, int kind, double slope);
     void (*write)(fn_in x, fn_out y, ptrdiff_t sets, ptrdiff_t n, ptrdiff_t pieces, fn_in k, ptrdiff_t width, ptrdiff_t coming,
                   fn_in shift, fn_out totals, fn_out total_squares);

@@ -73,6 +73,8 @@ cdef extern from "kernels.h" nogil:
                          Py_ssize_t width, double count, bint centred, Py_ssize_t n, fn_out linear, fn_out gradients,
                          fn_out doubtful) noexcept nogil
         void (*sums)(fn_in x, const fn_sets* shape, fn_in shift, fn_out sums, fn_out squares) noexcept nogil
+        void (*run_sums)(fn_in x, Py_ssize_t runs, Py_ssize_t n, Py_ssize_t ahead, fn_in shift, fn_out sums,
+                         fn_out squares) noexcept nogil
         void (*apply)(fn_in x, fn_out y, const fn_sets* shape, fn_in k, Py_ssize_t width, int kind,
                       double slope) noexcept nogil
         void (*write)(fn_in x, fn_out y, Py_ssize_t sets, Py_ssize_t n, Py_ssize_t pieces, fn_in k, Py_ssize_t width,

@@ -6,6 +6,7 @@
 
 cdef enum:
     PASS_AHEAD = 8192  # bytes that statistics fetch ahead
+    FOLDED_RUN = 1024  # bytes of a run below which adding up 32 lanes takes longer than summing it in 8 of them does
 
 cdef struct Passes:
     const NormJob* channels  # the job, whose sets are the channels
@@ -39,6 +40,7 @@ cdef void sum_block(const Passes* passes, Py_ssize_t block) noexcept nogil:
     cdef Chunk chunk
     cdef fn_sets shape = job.shape
     cdef Py_ssize_t sample, turn, channel, number
+    cdef const char* x
     shape.stride = PASS_AHEAD // job.itemsize  # what norm_sums fetches
     memset(sums, 0, 3 * job.groups * sizeof(double))
     for sample in range(block * job.block, min((block + 1) * job.block, passes.channels.shape.runs)):
@@ -49,7 +51,11 @@ cdef void sum_block(const Passes* passes, Py_ssize_t block) noexcept nogil:
             open_channels(job, channel, &chunk)
             chunk.sums = sums + channel
             if job.dy == NULL:
-                job.loops.sums(job.x + number * shape.n * job.itemsize, &shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+                x = job.x + number * shape.n * job.itemsize
+                if shape.n * job.itemsize < FOLDED_RUN:
+                    job.loops.run_sums(x, shape.sets, shape.n, shape.stride, chunk.shift, chunk.sums, chunk.sums + chunk.width)
+                else:
+                    job.loops.sums(x, &shape, chunk.shift, chunk.sums, chunk.sums + chunk.width)
             else:
                 chunk_sums(job, &chunk, number, shape.sets, NULL)
 

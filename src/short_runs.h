@@ -1,6 +1,6 @@
-/* The gradients of sets of short runs, of at least 8 values with one gamma: their sums and their results (see norm_back_sets in
- * normalization_set_loops.pxi.tp). As run_gradients.h does it, most of their time would go to adding up lanes, here done for four
- * runs at a time, and to what is done once for a run. */
+/* Short runs, of at least 8 values with one gamma: the sums and the results of their gradients (see norm_back_sets in
+ * normalization_set_loops.pxi.tp), and sums forward. As run_gradients.h does it, most of their time would go to adding up lanes, here
+ * done for four runs at a time, and to what is done once for a run. */
 #ifndef FN_SHORT_RUNS_H
 #define FN_SHORT_RUNS_H
 
@@ -202,5 +202,53 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
 #define FN_STORE_64(some, x, value) (FN_DOUBLES(x, 0) = (value))
 FN_SHORT_RUNS(32, float, fn_floats, fn_few_floats, FN_FEW_PARTS, fn_few_floats, fn_totals_of_eights, FN_FEW, FN_FMA_FEW)
 FN_SHORT_RUNS(64, double, fn_doubles, fn_doubles, FN_PARTS, fn_double4, fn_totals_of_fours, FN_LOAD_64, FN_FMA_DOUBLES)
+
+/* Add x - shift, of float data x, and its square, of `runs` runs to their totals; meanwhile what lies `ahead` elements after x is
+ * fetched. */
+#define FN_ADD_SHORT_RUNS(bits, real) \
+    FN_EIGHT void fn_add_moments_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, fn_doubles shifts, fn_doubles *sum, \
+                                        fn_doubles *square) \
+    { \
+        (void)shifts; \
+        for (int part = 0; part < FN_PARTS; part++) { \
+            const fn_doubles d = fn_skipped_64(FN_LESS_SHIFT_##bits(x + at + part * FN_STEP), part, skip); \
+            sum[part] = FN_PLUS_##bits(sum[part], d); \
+            square[part] = FN_FMA_DOUBLES(d, d, square[part]); \
+        } \
+    } \
+    static inline void fn_add_short_runs_##bits(const real *x, ptrdiff_t runs, ptrdiff_t n, ptrdiff_t ahead, const double *shift, \
+                                                double *totals, double *squares) \
+    { \
+        enum { MOST = 32 }; \
+        for (ptrdiff_t first = 0; first < runs; first += MOST) { \
+            const ptrdiff_t count = runs - first < MOST ? runs - first : MOST; \
+            fn_double4 lanes[2][MOST]; \
+            double sums[2][MOST]; \
+            for (ptrdiff_t run = 0; run < count; run++, x += n) { \
+                const fn_doubles zero = {0}, shifts = zero + shift[first + run]; \
+                fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}}; \
+                fn_fetch(x + ahead, n * sizeof(real)); \
+                FN_EACH_EIGHT(n, fn_add_moments_##bits, x, shifts, sum, square); \
+                FN_KEEP_LANES_64(lanes[0] + run, sum); \
+                FN_KEEP_LANES_64(lanes[1] + run, square); \
+            } \
+            fn_totals_of_fours(lanes[0], count, sums[0]); \
+            fn_totals_of_fours(lanes[1], count, sums[1]); \
+            for (ptrdiff_t run = 0; run < count; run++) { \
+                totals[first + run] += sums[0][run]; \
+                squares[first + run] += sums[1][run]; \
+            } \
+        } \
+    }
+#define FN_LESS_SHIFT_32(x) FN_WIDENED(x)
+#define FN_LESS_SHIFT_64(x) (FN_LOAD_64(x) - shifts)
+#if defined(__AVX512F__) /* as fn_add_widened */
+#define FN_PLUS_32(sum, d) FN_FMA_DOUBLES(d, FN_ONES, sum)
+#else
+#define FN_PLUS_32(sum, d) ((sum) + (d))
+#endif
+#define FN_PLUS_64(sum, d) ((sum) + (d))
+FN_ADD_SHORT_RUNS(32, float)
+FN_ADD_SHORT_RUNS(64, double)
 
 #endif
