@@ -437,7 +437,7 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     Either channels or runs is 1: several runs are the samples of a batch, and then the whole batch is one sample here.
     With 0 channels gamma and beta belong to the elements.
     """
-    cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 else 1, together = TOGETHER_VALUES
+    cdef Py_ssize_t samples = sets // groups, least = ROWS if channels == 0 and job.dy != NULL else 1, together = TOGETHER_VALUES
     if job.streamed and runs > 1 and inner <= BESIDE_RUN:
         together = min(BESIDE_BYTES // job.itemsize, max(together, runs * BESIDE_VALUES))
     job.by_set = True
@@ -469,8 +469,6 @@ cdef inline Py_ssize_t units_of(const NormJob* job) noexcept nogil:
 
 cdef Py_ssize_t scratch_of_sets(NormJob* job) noexcept:
     """Doubles of scratch: a room for each part, and the blocks' gradients."""
-    if job.dy == NULL and job.channels == 0:  # ROWS are for long arrays of gradients: here no more than stay in the cache
-        job.most = max(<Py_ssize_t> 1, min(<Py_ssize_t> FN_SETS, TOGETHER_VALUES // job.shape.n))
     job.parts = parts_for(job.nanoseconds, job.sets * job.shape.runs if in_passes(job) else units_of(job))
     job.room_size = 0 if is_short(job) else CHUNK_ARRAYS * chunk_width(job)
     if job.room_size and job.dy != NULL and job.channels == 0:

@@ -5,7 +5,6 @@
 #ifndef FN_SHORT_ROWS_H
 #define FN_SHORT_ROWS_H
 
-#include "kernels.h"
 #include "short_runs.h"
 
 /* For the mean of doubles a value near it, so that equal ones have it exactly; 0 for one that is not finite. The sum of a few
@@ -83,23 +82,9 @@ typedef struct {
     ptrdiff_t rows, n, ahead; /* elements on, what is fetched meanwhile, if not 0 */
     fn_double4 sums[FN_SETS], squares[FN_SETS];
 } fn_coming;
-FN_EIGHT void fn_add_both(ptrdiff_t at, ptrdiff_t skip, const float *x, fn_doubles *sum, fn_doubles *square)
-{
-    for (int part = 0; part < FN_PARTS; part++) {
-        const fn_doubles d = fn_skipped_64(FN_WIDENED(x + at + part * FN_STEP), part, skip);
-        sum[part] = FN_FMA_DOUBLES(d, FN_ONES, sum[part]); /* conversions and additions would wait for the same units */
-        square[part] = FN_FMA_DOUBLES(d, d, square[part]);
-    }
-}
 FN_EIGHT void fn_sum_coming_row(fn_coming *coming, ptrdiff_t row, ptrdiff_t n)
 {
-    const float *x = coming->x + row * n;
-    fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}};
-    if (coming->ahead)
-        fn_fetch(x + coming->ahead, n * (ptrdiff_t)sizeof(*x));
-    FN_EACH_EIGHT(n, fn_add_both, x, sum, square);
-    coming->sums[row] = FN_QUARTER(sum, 0) + FN_QUARTER(sum, 1);
-    coming->squares[row] = FN_QUARTER(square, 0) + FN_QUARTER(square, 1);
+    fn_sum_values_32(coming->x + row * n, n, coming->ahead, 0.0, coming->sums + row, coming->squares + row);
 }
 static inline void fn_sum_coming(fn_coming *coming)
 {

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels.h"
 #include "transport.h"
 #include "vectors.h"
 
@@ -203,11 +204,11 @@ static inline void fn_totals_of_eights(const fn_few_floats *lanes, ptrdiff_t cou
 FN_SHORT_RUNS(32, float, fn_floats, fn_few_floats, FN_FEW_PARTS, fn_few_floats, fn_totals_of_eights, FN_FEW, FN_FMA_FEW)
 FN_SHORT_RUNS(64, double, fn_doubles, fn_doubles, FN_PARTS, fn_double4, fn_totals_of_fours, FN_LOAD_64, FN_FMA_DOUBLES)
 
-/* Add x - shift, of float data x, and its square, of `runs` runs to their totals; meanwhile what lies `ahead` elements after x is
- * fetched. */
-#define FN_ADD_SHORT_RUNS(bits, real) \
-    FN_EIGHT void fn_add_moments_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, fn_doubles shifts, fn_doubles *sum, \
-                                        fn_doubles *square) \
+/* Add x - shift, of float data x, and its square, of a run, or of FN_SETS runs at most, to their four lanes or their totals; meanwhile
+ * what lies `ahead` elements after x, if not 0, is fetched. */
+#define FN_SUM_VALUES(bits, real) \
+    FN_EIGHT void fn_add_both_##bits(ptrdiff_t at, ptrdiff_t skip, const real *x, fn_doubles shifts, fn_doubles *sum, \
+                                     fn_doubles *square) \
     { \
         (void)shifts; \
         for (int part = 0; part < FN_PARTS; part++) { \
@@ -216,39 +217,36 @@ FN_SHORT_RUNS(64, double, fn_doubles, fn_doubles, FN_PARTS, fn_double4, fn_total
             square[part] = FN_FMA_DOUBLES(d, d, square[part]); \
         } \
     } \
+    FN_EIGHT void fn_sum_values_##bits(const real *x, ptrdiff_t n, ptrdiff_t ahead, double shift, fn_double4 *sums, \
+                                       fn_double4 *squares) \
+    { \
+        const fn_doubles zero = {0}, shifts = zero + shift; \
+        fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}}; \
+        if (ahead) \
+            fn_fetch(x + ahead, n * (ptrdiff_t)sizeof(real)); \
+        FN_EACH_EIGHT(n, fn_add_both_##bits, x, shifts, sum, square); \
+        FN_KEEP_LANES_64(sums, sum); \
+        FN_KEEP_LANES_64(squares, square); \
+    } \
     static inline void fn_add_short_runs_##bits(const real *x, ptrdiff_t runs, ptrdiff_t n, ptrdiff_t ahead, const double *shift, \
                                                 double *totals, double *squares) \
     { \
-        enum { MOST = 32 }; \
-        for (ptrdiff_t first = 0; first < runs; first += MOST) { \
-            const ptrdiff_t count = runs - first < MOST ? runs - first : MOST; \
-            fn_double4 lanes[2][MOST]; \
-            double sums[2][MOST]; \
-            for (ptrdiff_t run = 0; run < count; run++, x += n) { \
-                const fn_doubles zero = {0}, shifts = zero + shift[first + run]; \
-                fn_doubles sum[FN_PARTS] = {{0}}, square[FN_PARTS] = {{0}}; \
-                fn_fetch(x + ahead, n * sizeof(real)); \
-                FN_EACH_EIGHT(n, fn_add_moments_##bits, x, shifts, sum, square); \
-                FN_KEEP_LANES_64(lanes[0] + run, sum); \
-                FN_KEEP_LANES_64(lanes[1] + run, square); \
-            } \
-            fn_totals_of_fours(lanes[0], count, sums[0]); \
-            fn_totals_of_fours(lanes[1], count, sums[1]); \
-            for (ptrdiff_t run = 0; run < count; run++) { \
-                totals[first + run] += sums[0][run]; \
-                squares[first + run] += sums[1][run]; \
-            } \
+        fn_double4 lanes[2][FN_SETS]; \
+        double sums[2][FN_SETS]; \
+        for (ptrdiff_t run = 0; run < runs; run++) \
+            fn_sum_values_##bits(x + run * n, n, ahead, shift[run], lanes[0] + run, lanes[1] + run); \
+        fn_totals_of_fours(lanes[0], runs, sums[0]); \
+        fn_totals_of_fours(lanes[1], runs, sums[1]); \
+        for (ptrdiff_t run = 0; run < runs; run++) { \
+            totals[run] += sums[0][run]; \
+            squares[run] += sums[1][run]; \
         } \
     }
 #define FN_LESS_SHIFT_32(x) FN_WIDENED(x)
 #define FN_LESS_SHIFT_64(x) (FN_LOAD_64(x) - shifts)
-#if defined(__AVX512F__) /* as fn_add_widened */
-#define FN_PLUS_32(sum, d) FN_FMA_DOUBLES(d, FN_ONES, sum)
-#else
-#define FN_PLUS_32(sum, d) ((sum) + (d))
-#endif
+#define FN_PLUS_32(sum, d) FN_FMA_DOUBLES(d, FN_ONES, sum) /* conversions and additions would wait for the same units */
 #define FN_PLUS_64(sum, d) ((sum) + (d))
-FN_ADD_SHORT_RUNS(32, float)
-FN_ADD_SHORT_RUNS(64, double)
+FN_SUM_VALUES(32, float)
+FN_SUM_VALUES(64, double)
 
 #endif
