@@ -82,8 +82,9 @@ static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubl
     return fn_add_four(four[0], four[1], four[2], four[3], fn_total_of_four(lost));
 }
 
-/* vector(i): the terms of a vector from element i on. A row of less than 16 elements is summed from first to last. */
-#define FN_SUM_ROW(name, real, bits, vector) \
+/* vector(i): the terms of a vector from element i on. A row of less than 16 elements is summed from first to last. in_fours:
+ * whether four terms are added in their own precision. */
+#define FN_SUM_ROW(name, real, bits, vector, in_fours) \
     static inline double fn_sum_row##name##_##bits(const real *restrict a, const real *restrict b, ptrdiff_t n, real top) \
     { \
         enum { STEP = FN_VECTOR_BYTES / sizeof(real), PARTS = 16 / STEP, EIGHT = FN_PARTS, SIXTEEN = 2 * FN_PARTS }; \
@@ -103,7 +104,7 @@ static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubl
             FN_ADD_REST(bits, EIGHT, vector); \
             return fn_total_of_eight_##bits(sums, errors); \
         } \
-        for (; (bits) == 32 && i + 64 <= n; i += 64) \
+        for (; (in_fours) && i + 64 <= n; i += 64) \
             for (int part = 0; part < PARTS; part++) { \
                 const ptrdiff_t at = i + part * STEP; \
                 FN_ADD_##bits(sums, errors, SIXTEEN, part, (vector(at) + vector(at + 16)) + (vector(at + 32) + vector(at + 48))); \
@@ -119,9 +120,9 @@ static inline double fn_total_of_eight_64(const fn_doubles *sums, const fn_doubl
         for (int part = 0; part < PARTS; part++) \
             FN_ADD_##bits(sums, errors, vectors, part, fn_from_lane_##bits(vector(n - 16 + part * STEP), part, 16 - (n - i)))
 #define FN_SUMS(real, bits) \
-    FN_SUM_ROW(, real, bits, FN_VALUES_##bits) \
-    FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits) \
-    FN_SUM_ROW(_of_others, real, bits, FN_OTHERS_##bits)
+    FN_SUM_ROW(, real, bits, FN_VALUES_##bits, (bits) == 32) \
+    FN_SUM_ROW(_of_products, real, bits, FN_PRODUCTS_##bits, 1) \
+    FN_SUM_ROW(_of_others, real, bits, FN_OTHERS_##bits, (bits) == 32)
 
 #define FN_VALUES_32(i) FN_FLOATS(a, i)
 #define FN_PRODUCTS_32(i) (FN_FLOATS(a, i) * FN_FLOATS(b, i))
