@@ -250,7 +250,7 @@ cdef bint set_array(NormJob* job, object x, object axis, bint given=False) noexc
     return True
 
 
-cdef bint set_activation(NormJob* job, object name) noexcept:
+cdef bint set_activation(NormJob* job, ndarray x, object name, int direction) noexcept:
     if name is None:
         return True
     if type(name) is not str:
@@ -259,6 +259,7 @@ cdef bint set_activation(NormJob* job, object name) noexcept:
     if number is None:
         return False
     job.row = number
+    job.nanoseconds += work(row_cost[job.row][direction], cnp.PyArray_SIZE(x), job.itemsize)
     if name == "relu":
         job.kind = FN_RELU
     elif name == "leaky_relu":
@@ -371,8 +372,8 @@ def batch_norm(x, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y, mean, invstd
     cdef Py_ssize_t n
-    if not (set_array(&job, x, axis) and set_activation(&job, activation) and set_eps(&job.eps, eps)
-            and usable_result(<ndarray> x, out, &job.staged)):
+    if not (set_array(&job, x, axis) and set_activation(&job, <ndarray> x, activation, FN_FORWARD)
+            and set_eps(&job.eps, eps) and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.groups
     room = scratch_for(3 * n + scratch_size(&job), few)
@@ -403,8 +404,8 @@ def batch_norm_backward(dy, x, mean, invstd, gamma, axis, activation, beta, out)
     cdef ndarray dx
     cdef cnp.npy_intp n
     cdef int dtype
-    if not (set_array(&job, x, axis) and set_activation(&job, activation) and is_plain(dy)
-            and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> x, out, &job.staged)
+    if not (set_array(&job, x, axis) and set_activation(&job, <ndarray> x, activation, FN_BACKWARD)
+            and is_plain(dy) and same_form(<ndarray> dy, <ndarray> x) and usable_result(<ndarray> x, out, &job.staged)
             and usable_result(<ndarray> dy, out, &job.staged)):
         return None
     n = job.groups
@@ -437,8 +438,8 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps, axis, activation, out):
     cdef double* room
     cdef ndarray y
     cdef Py_ssize_t n
-    if not (set_array(&job, x, axis, True) and set_activation(&job, activation) and set_eps(&job.eps, eps)
-            and usable_result(<ndarray> x, out, &job.staged)):
+    if not (set_array(&job, x, axis, True) and set_activation(&job, <ndarray> x, activation, FN_FORWARD)
+            and set_eps(&job.eps, eps) and usable_result(<ndarray> x, out, &job.staged)):
         return None
     n = job.groups
     room = scratch_for(4 * n + scratch_size(&job), few)

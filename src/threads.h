@@ -48,7 +48,7 @@ enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
     FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: 2 to 5 microseconds */
     FN_AWAKE = 50000,   /* nanoseconds for which a worker then gives way before it sleeps: to wake it takes as long */
-    FN_SOON = 50000,    /* nanoseconds within which one job too short to wake a worker for promises another ... */
+    FN_SOON = 50000,    /* nanoseconds after a job too short to wake a worker for, within which another promises a third ... */
     FN_LATE = 10000,    /* ... and that it takes to wake one for it: a longer job is shared at once */
     FN_STACK = 1 << 20, /* bytes; a task's staging blocks live on the stack */
 };
@@ -71,7 +71,7 @@ static struct {
     atomic_int unfinished; /* parts of the job that are not done */
     atomic_int sleepers;   /* workers that need a wake-up call */
     atomic_uint stirs;     /* wake-up calls without a job */
-    atomic_llong asked;    /* when fn_pool_ready last found workers asleep */
+    atomic_llong lonely;   /* when the last job for which fn_pool_ready found workers asleep ended; minus when it began till then */
 } fn_pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* Each thread's share of the job, the calling one's first. parts: the number of the job, times 2^32, and of its parts that
@@ -225,6 +225,8 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     if (threads <= 1 || pthread_mutex_trylock(&fn_pool.owner)) {
         for (int part = 0; part < parts; part++)
             task(context, part);
+        if (atomic_load_explicit(&fn_pool.lonely, memory_order_relaxed) < 0)
+            atomic_store(&fn_pool.lonely, fn_now());
         return;
     }
     if (fn_pool.workers < threads - 1)
@@ -252,14 +254,13 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
 
 /* Whether a job of this estimated length, too short to wake a worker for, is shared: where so many threads would set to work at
    once. If not, and such jobs follow each other, the workers are woken for the next one; and for this one too where it lasts,
-   because they would be asleep again by then. `before` is when the last such job began, and estimates are of fast processors,
-   so twice its length is allowed for. */
+   because they would be asleep again by then. */
 static int fn_pool_ready(int threads, double nanoseconds)
 {
     if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)
         return 1;
-    const long long now = fn_now(), before = atomic_exchange(&fn_pool.asked, now);
-    if (now - before < FN_SOON + 2 * (long long)nanoseconds && !pthread_mutex_trylock(&fn_pool.owner)) {
+    const long long now = fn_now(), before = atomic_exchange(&fn_pool.lonely, -now);
+    if (now - (before < 0 ? -before : before) < FN_SOON && !pthread_mutex_trylock(&fn_pool.owner)) {
         fn_start_workers(threads - 1);
         pthread_mutex_unlock(&fn_pool.owner);
         atomic_fetch_add(&fn_pool.stirs, 1);

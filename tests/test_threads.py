@@ -112,6 +112,25 @@ print("fine")
         assert run(script)[0] == "fine"
 
 
+@pytest.mark.skipif(
+    not (os.path.isdir("/proc/self/task") and fn.runtime.info()["thread support"].startswith("own pool")),
+    reason="asks Linux for the threads of the process",
+)
+def test_a_costly_activation_makes_a_norm_worth_a_second_thread():
+    """One call without the activation is too short to start a thread for, and so it was taken to be with it."""
+    script = """
+import os
+import numpy as np, fastnn as fn
+fn.runtime.set_num_threads(2)
+x = np.random.default_rng(0).standard_normal((16, 64, 8, 8), np.float32)
+_, mean, invstd = fn.batch_norm(x)
+before = len(os.listdir("/proc/self/task"))
+fn.batch_norm_backward(x, x, mean, invstd, activation="silu")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert run(script)[0] == "1"
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="asks Linux for the threads of the process")
 def test_processors_chosen_for_a_running_process_hold():
     """As `taskset -acp` does: a worker that was at work keeps to it when it goes to sleep. Machines may be busy."""
