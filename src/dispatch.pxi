@@ -16,7 +16,7 @@ cdef extern from "cpu.h" nogil:
 cdef extern from "threads.h" nogil:
     ctypedef void (*fn_task)(void* context, int part) noexcept nogil
     void run_parallel "fn_parallel"(fn_task task, void* context, int parts, int threads) noexcept
-    bint fn_pool_ready(int threads, double nanoseconds) noexcept
+    bint fn_pool_shares(int parts, int threads, double nanoseconds) noexcept
     int fn_pool_setup()
     int FN_MAX_THREADS
 
@@ -35,7 +35,6 @@ cdef extern from *:
 cdef enum:
     SHARES = 4          # parts for each thread, so that one that is slow, or late, takes fewer
     GRAIN = 2000        # nanoseconds of work that are worth a part of their own
-    WAKE_GRAIN = 30000  # nanoseconds of work that are worth waking a thread for
 
 BUILD_COMPILER = FN_COMPILER.decode()
 BUILD_FLAGS = FN_BUILD_FLAGS.decode()
@@ -104,10 +103,8 @@ cdef inline int parts_worth(double nanoseconds) noexcept nogil:
 
 cdef inline int parts_for(double nanoseconds, Py_ssize_t most) noexcept nogil:
     """The same now, for a job that can be cut into `most` parts."""
-    cdef Py_ssize_t parts = min(most, <Py_ssize_t> parts_worth(nanoseconds))
-    if parts < 2 or (nanoseconds < WAKE_GRAIN and not fn_pool_ready(current_threads(), nanoseconds)):
-        return 1
-    return <int> parts
+    cdef int parts = <int> min(most, <Py_ssize_t> parts_worth(nanoseconds))
+    return parts if fn_pool_shares(parts, current_threads(), nanoseconds) else 1
 
 
 cdef inline void fn_parallel(fn_task task, void* context, int parts) noexcept nogil:

@@ -28,7 +28,7 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     for (int part = 0; part < parts; part++)
         task(context, part);
 }
-static int fn_pool_ready(int threads, double nanoseconds) { (void)threads, (void)nanoseconds; return 0; }
+static int fn_pool_shares(int parts, int threads, double nanoseconds) { (void)parts, (void)threads, (void)nanoseconds; return 0; }
 static int fn_pool_setup(void) { return 0; }
 
 #else
@@ -48,7 +48,8 @@ enum {
     FN_MAX_WORKERS = FN_MAX_THREADS - 1,
     FN_SPINS = 200,     /* pauses before a waiting thread starts to give way: 2 to 5 microseconds */
     FN_AWAKE = 50000,   /* nanoseconds for which a worker then gives way before it sleeps: to wake it takes as long */
-    FN_SOON = 50000,    /* nanoseconds after a job too short to wake a worker for, within which another promises a third ... */
+    FN_LONG = 30000,    /* estimated nanoseconds of a job that is worth waking workers for ... */
+    FN_SOON = 50000,    /* ... and after the end of a shorter one, within which another promises a third ... */
     FN_LATE = 10000,    /* ... and that it takes to wake one for it: a longer job is shared at once */
     FN_STACK = 1 << 20, /* bytes; a task's staging blocks live on the stack */
 };
@@ -71,8 +72,11 @@ static struct {
     atomic_int unfinished; /* parts of the job that are not done */
     atomic_int sleepers;   /* workers that need a wake-up call */
     atomic_uint stirs;     /* wake-up calls without a job */
-    atomic_llong lonely;   /* when the last job for which fn_pool_ready found workers asleep ended; minus when it began till then */
+    atomic_llong lonely;   /* when the last job that was not shared because workers slept ended, or began till then */
 } fn_pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+/* Whether the calling thread's job is not shared because workers slept */
+static _Thread_local int fn_alone;
 
 /* Each thread's share of the job, the calling one's first. parts: the number of the job, times 2^32, and of its parts that
    nobody has taken the end, times 2^16, and the first. Cache lines of their own. */
@@ -225,7 +229,7 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     if (threads <= 1 || pthread_mutex_trylock(&fn_pool.owner)) {
         for (int part = 0; part < parts; part++)
             task(context, part);
-        if (atomic_load_explicit(&fn_pool.lonely, memory_order_relaxed) < 0)
+        if (fn_alone)
             atomic_store(&fn_pool.lonely, fn_now());
         return;
     }
@@ -252,22 +256,27 @@ static void fn_parallel(fn_task task, void *context, int parts, int threads)
     pthread_mutex_unlock(&fn_pool.owner);
 }
 
-/* Whether a job of this estimated length, too short to wake a worker for, is shared: where so many threads would set to work at
-   once. If not, and such jobs follow each other, the workers are woken for the next one; and for this one too where it lasts,
-   because they would be asleep again by then. */
-static int fn_pool_ready(int threads, double nanoseconds)
+/* Whether a job of so many parts and this estimated length is shared. One too short to wake a worker for is where so many
+   threads would set to work at once. If not, and such jobs follow each other, the workers are woken for the next one; and for
+   this one too where it lasts, because they would be asleep again by then. */
+static int fn_pool_shares(int parts, int threads, double nanoseconds)
 {
-    if (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0)
+    fn_alone = 0;
+    if (parts < 2)
+        return 0;
+    if (nanoseconds >= FN_LONG
+        || (fn_pool.workers >= threads - 1 && atomic_load_explicit(&fn_pool.sleepers, memory_order_relaxed) == 0))
         return 1;
-    const long long now = fn_now(), before = atomic_exchange(&fn_pool.lonely, -now);
-    if (now - (before < 0 ? -before : before) < FN_SOON && !pthread_mutex_trylock(&fn_pool.owner)) {
+    const long long now = fn_now(), before = atomic_exchange(&fn_pool.lonely, now);
+    fn_alone = 1;
+    if (now - before < FN_SOON && !pthread_mutex_trylock(&fn_pool.owner)) {
         fn_start_workers(threads - 1);
         pthread_mutex_unlock(&fn_pool.owner);
         atomic_fetch_add(&fn_pool.stirs, 1);
         fn_wake_workers();
-        return nanoseconds > FN_LATE;
+        fn_alone = nanoseconds <= FN_LATE;
     }
-    return 0;
+    return !fn_alone;
 }
 
 /* Only the forking thread lives on in the child: forget the workers, and whatever the others had locked or taken. */
