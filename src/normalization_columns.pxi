@@ -518,6 +518,11 @@ cdef void lay_out_columns(NormJob* job, double* scratch) noexcept:
     job.partial = scratch + 13 * n
 
 
+cdef inline bint keeps_tiles(const NormJob* job) noexcept nogil:
+    """Whether to write whole rows would leave threads without work."""
+    return job.blocks < min(job.parts, current_threads())
+
+
 cdef void run_columns(NormJob* job) noexcept nogil:
     cdef Py_ssize_t columns = job.groups * job.inner, most = WIDEST if job.streamed and columns > FN_COLUMNS else WIDE
     if not job.given:
@@ -533,7 +538,7 @@ cdef void run_columns(NormJob* job) noexcept nogil:
     if writes_runs(job):
         fn_parallel(write_runs, job, job.parts)
         return
-    if in_loops(job) and not job.staged and columns <= most:
+    if in_loops(job) and not job.staged and columns <= most and not keeps_tiles(job):
         job.repeat = together(columns, job.outer, most, 16)
         if writes_directly(job):
             set_tile(job, most)

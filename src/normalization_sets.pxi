@@ -454,6 +454,8 @@ cdef void plan_sets(NormJob* job, Py_ssize_t sets, Py_ssize_t groups, Py_ssize_t
     job.most = max(least, min(FN_SETS // max(channels, <Py_ssize_t> 1), together // (runs * job.shape.n)))
     if channels:
         job.slices = groups * runs * job.shape.n // SLICE_VALUES
+        if runs > 1 and parts_worth(job.nanoseconds) > 1:  # as many for every thread
+            job.slices = count_of(max(job.slices, <Py_ssize_t> 1), current_threads()) * current_threads()
     else:
         job.slices = groups * job.shape.n // SPREAD_VALUES
     job.slices = max(<Py_ssize_t> 1, min(min(<Py_ssize_t> SLICES, groups), job.slices))

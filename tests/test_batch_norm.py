@@ -137,7 +137,16 @@ def test_arrays_that_are_copied_in_pieces(shape, axis, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("shape", "axis"), [*SHAPES, *MANY_SAMPLES, ((70000, 16), 1), ((64, 48, 40, 40), 1), ((20000, 600), 1)]
+    ("shape", "axis"),
+    [
+        *SHAPES,
+        *MANY_SAMPLES,
+        ((48, 1500), 1),
+        ((2, 1024, 7, 7), 1),
+        ((70000, 16), 1),
+        ((64, 48, 40, 40), 1),
+        ((20000, 600), 1),
+    ],
 )
 def test_bits_depend_on_neither_threads_nor_level(shape, axis, dtype):
     x, dy, gamma, beta = arrays(shape, axis, dtype)
